@@ -1,0 +1,46 @@
+# Every target does its own set-up, once: .venv and, where it may, the Debian packages that pip cannot bring.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-oracle check eval recording clean
+
+PYTEST := .venv/bin/python -m pytest
+HELDOUT ?= build/heldout
+SETUP_FILES := pyproject.toml hatch_build.py scripts/setup.sh
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: .venv/.ready  ## the whole product on loopback: a spoken and an image question, answered over MQTT
+	@.venv/bin/edge-runtime demo
+
+test: .venv/.ready  ## the tests (without the slow ones and those that need torch)
+	@$(PYTEST)
+
+test-slow: .venv/.ready  ## the tests that take long
+	@$(PYTEST) -m "slow and not oracle"
+
+test-oracle: .venv/.oracle  ## the comparisons with torch and transformers (installs both: some GB)
+	@$(PYTEST) -m oracle
+
+check: .venv/.ready  ## ruff and mypy
+	@.venv/bin/ruff check -q
+	@.venv/bin/ruff format -q --check
+	@.venv/bin/mypy --no-error-summary
+
+eval: .venv/.ready  ## the built-in model's scores on held-out cases made from a seed (needs espeak-ng, flite)
+	@[ -d $(HELDOUT) ] || .venv/bin/python -m models.nano.training.heldout $(HELDOUT) --skip-missing
+	@for kind in wer vision tools text; do .venv/bin/edge-runtime eval $$kind $(HELDOUT)/$$kind || exit 1; done
+
+recording: .venv/.ready  ## docs/demo.svg anew, from a real run of the demo
+	@.venv/bin/python docs/make_recording.py docs/demo.svg
+
+clean:  ## removes what was made here, .venv included
+	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: $(SETUP_FILES)
+	@PYTHON="$(PYTHON)" scripts/setup.sh dev,demo
+	@touch $@
+
+.venv/.oracle: .venv/.ready
+	@PYTHON="$(PYTHON)" scripts/setup.sh dev,demo,oracle
+	@touch $@

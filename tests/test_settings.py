@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_runtime import settings
+from edge_runtime.errors import EdgeRuntimeError
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_need_no_file():
+    tree = settings.load(environment={})
+    assert (tree.mqtt.host, tree.mqtt.port, tree.model.path) == ("localhost", 1883, None)
+    assert tree.mqtt.device
+
+
+def test_file_sets_every_kind_of_value(tmp_path):
+    file = written(
+        tmp_path,
+        '[model]\npath = "/srv/bundle"\nthreads = 2\n[mqtt]\nhost = "broker"\nprefix = "site/edge"\n'
+        "[limits]\naudio_s = 30\n",
+    )
+    tree = settings.load(file, environment={})
+    assert tree.model.path == Path("/srv/bundle")
+    assert tree.model.threads == 2
+    assert tree.mqtt.host == "broker"
+    assert tree.mqtt.prefix == "site/edge"
+    assert tree.limits.audio_s == 30.0
+    assert isinstance(tree.limits.audio_s, float)
+
+
+def test_environment_wins_over_the_file(tmp_path):
+    file = written(tmp_path, "[mqtt]\nport = 1000\n")
+    environment = {"EDGE_RUNTIME_MQTT__PORT": "2000", "EDGE_RUNTIME_LIMITS__AUDIO_S": "1.5", "EDGE_RUNTIME_CACHE": "/x"}
+    tree = settings.load(file, environment)
+    assert tree.mqtt.port == 2000
+    assert tree.limits.audio_s == 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ('[mqtt]\nhost = "a"\nprot = 1\n', 3, "unknown key mqtt.prot"),
+        ("# a comment\n\n[mqqt]\nport = 1\n", 3, "unknown section [mqqt]"),
+        ("port = 1\n", 1, "unknown section [port]"),
+        ('[model]\ncontext = 512\n\n[mqtt]\nport = "x"\n', 5, "mqtt.port must be a whole number"),
+        ("[mqtt]\nport = 70000\n", 2, "mqtt.port must be from 1 to 65535"),
+        ("[limits]\nqueue = true\n", 2, "limits.queue must be a whole number"),
+        ('[mqtt]\ndevice = "a/b"\n', 2, "mqtt.device must be one level"),
+        ('[mqtt]\nprefix = "a/#"\n', 2, "mqtt.prefix must be levels"),
+        ("[model]\nthreads = 1\nmqtt.port = 1\n", 3, "unknown key model.mqtt"),
+        ("mqtt.prot = 1\n", 1, "unknown key mqtt.prot"),
+        ("\nmqtt = { prot = 1 }\n", 2, "unknown key mqtt.prot"),
+        ("[mqtt.tls]\nca = 1\n", 1, "unknown key mqtt.tls"),
+        ('[model]\npath = ""\n', 2, "model.path must be a path"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path, text, line, says):
+    file = written(tmp_path, text)
+    with pytest.raises(EdgeRuntimeError) as caught:
+        settings.load(file, environment={})
+    assert str(caught.value).startswith(f"{file}:{line}: ")
+    assert says in str(caught.value)
+
+
+def test_broken_toml_names_file_and_line(tmp_path):
+    file = written(tmp_path, "[mqtt]\nhost = broker\n")
+    with pytest.raises(EdgeRuntimeError, match=r"config.toml: not TOML: .*line 2"):
+        settings.load(file, environment={})
+
+
+def test_missing_file_is_one_line(tmp_path):
+    with pytest.raises(EdgeRuntimeError, match="no such settings file"):
+        settings.load(tmp_path / "nowhere.toml", environment={})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("EDGE_RUNTIME_MQTT__PROT", "1", "unknown key mqtt.prot"),
+        ("EDGE_RUNTIME_HTTP__LISTEN", "1", "unknown section http"),
+        ("EDGE_RUNTIME_MQTT__PORT", "many", "mqtt.port must be a whole number"),
+        ("EDGE_RUNTIME_LIMITS__AUDIO_S", "nan", "limits.audio_s must be from"),
+    ],
+)
+def test_a_bad_variable_is_named(name, value, says):
+    with pytest.raises(EdgeRuntimeError, match=says) as caught:
+        settings.load(environment={name: value})
+    assert name in str(caught.value)
