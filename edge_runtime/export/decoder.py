@@ -1,0 +1,322 @@
+"""The decoder graph.
+
+Inputs (float32 unless said; S tokens in this chunk, K of them kept, T in the cache after it, R of those in a window)
+    inputs_embeds [1, S, H]             scaled embeddings, soft tokens in their places
+    per_layer_inputs [1, S, own * P]    per-layer embeddings of the layers with own keys; absent without them
+    per_layer_inputs_shared [1, K, shared * P]   those of the layers that share keys, kept positions only
+    position_ids int64 [1, S]           absolute positions
+    num_logits_to_keep int64 [1]        K >= 1
+    seqlens_k int32 [1] = T - 1, total_sequence_length int32 [] = T                  for full layers
+    window_seqlens_k int32 [1] = R - 1, window_total_sequence_length int32 [] = R    for sliding layers
+    cos_sliding, sin_sliding, cos_full, sin_full    see gemma.rope
+    past_key_values.N.key, .value [1, kv heads, capacity, head size]   own layers only; rows past T or R are ignored
+Outputs
+    logits [1, K, V], last_hidden_state [1, K, H], present.N.key, .value (meant to share the buffers of the past)
+
+Keys and values are only needed from the layers that own them, so only K positions go through the shared layers: for a
+long prompt that is a third of the work on E2B. A sliding layer's buffer holds the newest R rows; the caller moves them
+to the front when it is full, and keys keep their absolute rotation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.bundle import names
+from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.export.graph import FLOAT, INT32, INT64, MS, Graph
+from edge_runtime.export.matrix import Stacked, Stored, head_rows
+from edge_runtime.gemma.geometry import FULL, SLIDING
+from edge_runtime.gemma.rope import head_order, table_pairs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edge_runtime.export.weights import Weights
+    from edge_runtime.gemma.geometry import TextGeometry
+
+_KINDS = {SLIDING: "sliding", FULL: "full"}
+
+
+@dataclass
+class Stream:
+    """The residual stream between layers: `value`, or (value + addend) * scale not yet worked out."""
+
+    value: str
+    addend: str | None = None
+    scale: float = 1.0
+
+
+def build_decoder(graph: Graph, weights: Weights, text: TextGeometry) -> None:
+    """Adds the whole decoder to an empty graph; weights are read and rounded on the way.
+
+    Raises:
+        EdgeRuntimeError: a tensor is missing or has the wrong shape, or a head size that attention cannot take.
+    """
+    _check_heads(text)
+    decoder = _Decoder(graph, weights, text)
+    decoder.build()
+
+
+def _check_heads(text: TextGeometry) -> None:
+    for kind in (SLIDING, FULL):
+        if text.head_dim(kind) % 16 or (text.head_dim(kind) and not text.rotated_pairs(kind)):
+            raise EdgeRuntimeError(
+                f"a head size of {text.head_dim(kind)} ({kind}) is not supported: multiples of 16 are"
+            )
+
+
+class TextLayers:
+    """What the layers of the decoder and of the drafter have in common."""
+
+    def __init__(self, graph: Graph, weights: Weights, text: TextGeometry) -> None:
+        self.graph, self.weights, self.text = graph, weights, text
+
+    def lengths(self) -> None:
+        """Declares the inputs that say how much of the caches is filled, and the rotary tables."""
+        self.graph.input("seqlens_k", INT32, [1])
+        self.graph.input("total_sequence_length", INT32, [])
+        if SLIDING in self.text.layer_types:
+            self.graph.input("window_seqlens_k", INT32, [1])
+            self.graph.input("window_total_sequence_length", INT32, [])
+        for kind, name in _KINDS.items():
+            if kind in self.text.layer_types:
+                for function in ("cos", "sin"):
+                    self.graph.input(f"{function}_{name}", FLOAT, ["max_positions", table_pairs(self.text, kind)])
+
+    def order(self, layer: int) -> NDArray[np.int64] | None:
+        """The order of a head's dimensions in queries and keys, None for that of the checkpoint."""
+        kind, dim = self.text.layer_types[layer], self.text.head_dims[layer]
+        pairs = table_pairs(self.text, kind)
+        return None if 2 * pairs == dim else head_order(dim, pairs)
+
+    def norm_weight(self, weights: Weights, name: str) -> str:
+        """The weight of a norm over the hidden size."""
+        vector = weights.vector(f"{name}.weight", self.text.hidden_size)
+        return self.graph.const(vector, f"{weights.prefix}{name}.weight")
+
+    def normed(self, weights: Weights, name: str, x: str) -> str:
+        """RMSNorm over the hidden size."""
+        return self.graph.rms_norm(x, self.norm_weight(weights, name), self.text.rms_eps)
+
+    def settle(self, stream: Stream) -> str:
+        """Works out the residual stream's value."""
+        if stream.addend is None:
+            return stream.value
+        total = self.graph.add(stream.value, stream.addend)
+        return total if stream.scale == 1.0 else self.graph.mul(total, self.graph.scalar(stream.scale))
+
+    def enter(self, stream: Stream, weights: Weights, name: str) -> tuple[str, str]:
+        """The normed stream and the stream itself.
+
+        norm(s * x) with eps is norm(x) with eps / s^2 for s > 0, so that addition and norm are one kernel.
+        """
+        eps = self.text.rms_eps
+        if stream.addend is None or stream.scale < 1e-3:
+            value = self.settle(stream)
+            return self.normed(weights, name, value), value
+        normed, total = self.add_norm(stream.value, stream.addend, weights, name, eps / stream.scale**2)
+        return normed, total if stream.scale == 1.0 else self.graph.mul(total, self.graph.scalar(stream.scale))
+
+    def add_norm(self, a: str, b: str, weights: Weights, name: str, eps: float) -> tuple[str, str]:
+        """RMSNorm of a + b, and a + b."""
+        base = self.graph.fresh("skip_norm")
+        outputs = [base, "", "", f"{base}.sum"]
+        inputs = [a, b, self.norm_weight(weights, name)]
+        self.graph.op_n("SkipSimplifiedLayerNormalization", inputs, outputs, domain=MS, epsilon=eps)
+        return base, f"{base}.sum"
+
+    def head_norm(self, x: str, weight: NDArray[np.float32], name: str, heads: int, *, fused: bool = False) -> str:
+        """RMSNorm of each head of x [1, S, heads * head_dim].
+
+        The fused kernel saves nodes and wins for few tokens; for many the plain norm is faster.
+        """
+        constant, eps, dim = self.graph.const(weight, name), self.text.rms_eps, len(weight)
+        if fused:
+            return self.graph.op("BranchwiseRMSNorm", [x, constant], domain=MS, num_branches=heads, epsilon=eps)
+        if heads == 1:
+            return self.graph.rms_norm(x, constant, eps)
+        by_head = self.graph.reshape(x, 0, 0, heads, dim)
+        return self.graph.reshape(self.graph.rms_norm(by_head, constant, eps), 0, 0, heads * dim)
+
+    def query(self, weights: Weights, layer: int) -> tuple[Stored, NDArray[np.float32]]:
+        """q_proj and the weight of q_norm, in the order of `order`."""
+        heads, dim = self.text.num_heads, self.text.head_dims[layer]
+        order = self.order(layer)
+        rows = None if order is None else head_rows(heads, dim, order)
+        matrix = weights.matrix("self_attn.q_proj", heads * dim, self.text.hidden_size, row_order=rows)
+        norm = weights.vector("self_attn.q_norm.weight", dim)
+        return matrix, norm if order is None else norm[order]
+
+    def attention(
+        self,
+        layer: int,
+        query: str,
+        keys: str,
+        values: str,
+        past: list[str],
+        positions: str,
+        *,
+        present: list[str],
+        window: int,
+    ) -> str:
+        """GroupQueryAttention over the cache; `present` is empty for a layer that only reads it."""
+        text = self.text
+        full = text.is_full(layer)
+        prefix, kind = ("", "full") if full else ("window_", "sliding")
+        lengths = [f"{prefix}seqlens_k", f"{prefix}total_sequence_length"]
+        inputs = [query, keys, values, *past, *lengths, f"cos_{kind}", f"sin_{kind}", positions]
+        attributes = {} if full else {"local_window_size": window}
+        output = self.graph.fresh("attention")
+        self.graph.op_n(
+            "GroupQueryAttention",
+            inputs,
+            [output, *present],
+            domain=MS,
+            num_heads=text.num_heads,
+            kv_num_heads=text.kv_heads[layer],
+            do_rotary=1,
+            scale=1.0,
+            **attributes,
+        )
+        return output
+
+    def no_keys(self, layer: int) -> str:
+        """The empty keys and values of a layer that reads another's."""
+        width = self.text.kv_heads[layer] * self.text.head_dims[layer]
+        return self.graph.const(np.zeros((1, 0, width), np.float32), f"no_keys_{width}")
+
+    def after_attention(
+        self, weights: Weights, layer: int, attended: str, residual: str, *, reorder: bool
+    ) -> tuple[str, str]:
+        """o_proj, its norm, the residual and the MLP: the MLP's normed output and what it is to be added to."""
+        text, graph = self.text, self.graph
+        width, hidden = text.num_heads * text.head_dims[layer], text.hidden_size
+        order = self.order(layer) if reorder else None
+        columns = None if order is None else head_rows(text.num_heads, text.head_dims[layer], order)
+        output = graph.linear(attended, weights.matrix("self_attn.o_proj", hidden, width, column_order=columns))
+        output = self.normed(weights, "post_attention_layernorm", output)
+        x, residual = self.add_norm(output, residual, weights, "pre_feedforward_layernorm", text.rms_eps)
+        mlp = text.mlp_widths[layer]
+        gate = graph.linear(x, weights.matrix("mlp.gate_proj", mlp, hidden))
+        up = graph.linear(x, weights.matrix("mlp.up_proj", mlp, hidden))
+        down = graph.linear(graph.mul(graph.gelu(gate), up), weights.matrix("mlp.down_proj", hidden, mlp))
+        return self.normed(weights, "post_feedforward_layernorm", down), residual
+
+
+class _Decoder(TextLayers):
+    def build(self) -> None:
+        graph, text = self.graph, self.text
+        embeds = graph.input("inputs_embeds", FLOAT, [1, "sequence_length", text.hidden_size])
+        per_layer = self._per_layer_inputs(embeds)
+        positions = graph.input("position_ids", INT64, [1, "sequence_length"])
+        self.lengths()
+        self._caches()
+        stream = Stream(embeds)
+        for layer in range(text.num_layers):
+            if layer == text.num_own_layers:
+                stream = Stream(graph.last(self.settle(stream), "num_logits_to_keep"))
+                positions = graph.last(positions, "num_logits_to_keep")
+            stream = self._layer(layer, stream, per_layer[layer] if per_layer else None, positions)
+        if not text.num_shared_layers:
+            stream = Stream(graph.last(self.settle(stream), "num_logits_to_keep"))
+        self._head(stream)
+
+    def _per_layer_inputs(self, embeds: str) -> list[str]:
+        """Per-layer inputs of all layers, each [1, S or K, P]."""
+        graph, text = self.graph, self.text
+        own, shared, width = text.num_own_layers, text.num_shared_layers, text.ple_dim
+        parts = []
+        if width:
+            name = graph.input("per_layer_inputs", FLOAT, [1, "sequence_length", own * width])
+            parts.append((embeds, name, 0, own))
+        if width and shared:
+            name = graph.input("per_layer_inputs_shared", FLOAT, [1, "kept_length", shared * width])
+            parts.append(("", name, own, text.num_layers))
+        graph.input("num_logits_to_keep", INT64, [1])
+        return [
+            value
+            for source, tokens, first, last in parts
+            for value in self._mix(source or graph.last(embeds, "num_logits_to_keep"), tokens, first, last)
+        ]
+
+    def _mix(self, embeds: str, tokens: str, first: int, last: int) -> list[str]:
+        """(norm(projection(embeds) * H^-0.5) + tokens) * 2^-0.5 of layers first..last.
+
+        H^-0.5 lives in the norm's eps, 2^-0.5 in its weight and in the table that `tokens` comes from.
+        """
+        graph, text, width, count = self.graph, self.text, self.text.ple_dim, last - first
+        stored = self.weights.tensor("per_layer_model_projection.weight", text.num_layers * width, text.hidden_size)
+        matrix = Stored(stored, first=first * width, last=last * width)
+        weight = self.weights.vector("per_layer_projection_norm.weight", width) * np.float32(2**-0.5)
+        norm = graph.const(weight, "per_layer_projection_norm")
+        context = graph.reshape(graph.linear(embeds, matrix), 0, 0, count, width)
+        context = graph.rms_norm(context, norm, text.rms_eps * text.hidden_size)
+        mixed = graph.add(graph.reshape(context, 0, 0, count * width), tokens)
+        return graph.split(mixed, [width] * count)
+
+    def _caches(self) -> None:
+        text = self.text
+        for layer in range(text.num_own_layers):
+            kind = "total" if text.is_full(layer) else "window"
+            for part in ("key", "value"):
+                shape: list[int | str] = [1, text.kv_heads[layer], f"{kind}_capacity", text.head_dims[layer]]
+                self.graph.input(names.past(layer, part), FLOAT, shape)
+                self.graph.output(names.present(layer, part), names.present(layer, part), FLOAT, shape)
+
+    def _layer(self, layer: int, stream: Stream, per_layer: str | None, positions: str) -> Stream:
+        graph, text = self.graph, self.text
+        weights = self.weights.under(f"layers.{layer}")
+        x, residual = self.enter(stream, weights, "input_layernorm")
+        attended = self._attend(layer, weights, x, positions)
+        swapped = text.k_eq_v and text.is_full(layer)
+        added, residual = self.after_attention(weights, layer, attended, residual, reorder=swapped)
+        if per_layer is not None:
+            residual = graph.add(added, residual)
+            gate = graph.linear(residual, weights.matrix("per_layer_input_gate", text.ple_dim, text.hidden_size))
+            gated = graph.mul(graph.gelu(gate), per_layer)
+            added = graph.linear(gated, weights.matrix("per_layer_projection", text.hidden_size, text.ple_dim))
+            added = self.normed(weights, "post_per_layer_input_norm", added)
+        return Stream(added, residual, float(weights.vector("layer_scalar", 1)[0]))
+
+    def _attend(self, layer: int, weights: Weights, x: str, positions: str) -> str:
+        text, graph = self.text, self.graph
+        q_proj, q_norm = self.query(weights, layer)
+        q_name = f"{weights.prefix}self_attn.q_norm.weight"
+        source = text.kv_sources[layer]
+        if source != layer:
+            query = self.head_norm(graph.linear(x, q_proj), q_norm, q_name, text.num_heads, fused=True)
+            cache = [names.present(source, part) for part in ("key", "value")]
+            empty = self.no_keys(layer)
+            window = text.sliding_window
+            return self.attention(layer, query, empty, empty, cache, positions, present=[], window=window)
+        heads, kv_heads, dim = text.num_heads, text.kv_heads[layer], text.head_dims[layer]
+        order, width = self.order(layer), kv_heads * dim
+        rows = None if order is None else head_rows(kv_heads, dim, order)
+        k_proj = weights.matrix("self_attn.k_proj", width, text.hidden_size, row_order=rows)
+        k_norm = weights.vector("self_attn.k_norm.weight", dim)
+        parts = [q_proj, k_proj]
+        if not (text.k_eq_v and text.is_full(layer)):
+            parts.append(weights.matrix("self_attn.v_proj", width, text.hidden_size))
+        split = graph.split(graph.linear(x, Stacked(parts)), [heads * dim, *[width] * (len(parts) - 1)])
+        query, key = split[:2]
+        value = self.head_norm(split[-1], np.ones(dim, np.float32), f"ones_{dim}", kv_heads)
+        query = self.head_norm(query, q_norm, q_name, heads)
+        k_weight = k_norm if order is None else k_norm[order]
+        key = self.head_norm(key, k_weight, f"{weights.prefix}self_attn.k_norm.weight", kv_heads)
+        past = [names.past(layer, part) for part in ("key", "value")]
+        present = [names.present(layer, part) for part in ("key", "value")]
+        return self.attention(layer, query, key, value, past, positions, present=present, window=text.sliding_window)
+
+    def _head(self, stream: Stream) -> None:
+        graph, text = self.graph, self.text
+        hidden, _ = self.enter(stream, self.weights, "norm")
+        graph.output(hidden, "last_hidden_state", FLOAT, [1, "kept_length", text.hidden_size])
+        logits = graph.linear(hidden, self.weights.matrix("embed_tokens", text.vocab_size, text.hidden_size))
+        if text.softcap:
+            cap = graph.scalar(text.softcap)
+            logits = graph.mul(graph.op("Tanh", [graph.op("Div", [logits, cap])]), cap)
+        graph.output(logits, "logits", FLOAT, [1, "kept_length", text.vocab_size])

@@ -1,0 +1,100 @@
+"""A minimal engine for tests: one decoder session, windowed buffers moved as the engine does, any chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_runtime.bundle import names
+from edge_runtime.bundle.tables import Table
+from edge_runtime.gemma.rope import rope_tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.bundle.manifest import Manifest
+
+
+def session(path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class Runner:
+    """Feeds token chunks; `step(ids, keep)` gives logits [keep, V] and last hidden states [keep, H]."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, *, capacity: int = 256, chunk: int = 16) -> None:
+        self.text = manifest.geometry.text
+        self.pad = manifest.geometry.pad
+        self.session = session(bundle / names.DECODER)
+        self.inputs = {value.name for value in self.session.get_inputs()}
+        self.embed = Table.open(bundle / names.EMBED_TABLE, manifest.tables[names.EMBED_TABLE])
+        self.ple = None
+        if self.text.ple_dim:
+            self.ple = Table.open(bundle / names.PLE_TABLE, manifest.tables[names.PLE_TABLE])
+        self.rope = rope_tables(self.text, capacity)
+        self.window_capacity = self.text.sliding_window + chunk
+        self.total = self.resident = 0
+        self.caches = {}
+        for layer in range(self.text.num_own_layers):
+            rows = capacity if self.text.is_full(layer) else self.window_capacity
+            shape = (1, self.text.kv_heads[layer], rows, self.text.head_dims[layer])
+            for part in ("key", "value"):
+                # Whatever lies past the filled rows must not matter.
+                self.caches[layer, part] = ort.OrtValue.ortvalue_from_numpy(np.full(shape, np.nan, np.float32))
+
+    def _make_room(self, count: int) -> None:
+        if self.resident + count > self.window_capacity:
+            keep = min(self.resident, self.text.sliding_window - 1)
+            for (layer, _), cache in self.caches.items():
+                if not self.text.is_full(layer):
+                    rows = cache.numpy()
+                    rows[:, :, :keep] = rows[:, :, self.resident - keep : self.resident].copy()
+            self.resident = keep
+
+    def step(self, ids: Any, keep: int = 1, embeds: Any = None, ple_ids: Any = None) -> tuple[Any, Any]:
+        ids = np.asarray(ids, np.int64)
+        count = len(ids)
+        self._make_room(count)
+        positions = np.arange(self.total, self.total + count, dtype=np.int64)[None]
+        self.total += count
+        self.resident += count
+        feed: dict[str, Any] = {
+            "inputs_embeds": (self.embed.read(ids) if embeds is None else embeds)[None],
+            "position_ids": positions,
+            "num_logits_to_keep": np.array([keep], np.int64),
+            **self.rope,
+            **self.lengths(),
+        }
+        if self.ple:
+            ple_ids = ids if ple_ids is None else ple_ids
+            cut = self.text.num_own_layers * self.text.ple_dim
+            feed["per_layer_inputs"] = self.ple.read(ple_ids, 0, cut)[None]
+            if self.text.num_shared_layers:
+                feed["per_layer_inputs_shared"] = self.ple.read(ple_ids[count - keep :], cut)[None]
+        binding = self.session.io_binding()
+        for name, value in feed.items():
+            if name in self.inputs:
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for (layer, part), cache in self.caches.items():
+            binding.bind_ortvalue_input(names.past(layer, part), cache)
+        binding.bind_output("logits")
+        binding.bind_output("last_hidden_state")
+        for (layer, part), cache in self.caches.items():
+            binding.bind_ortvalue_output(names.present(layer, part), cache)
+        self.session.run_with_iobinding(binding)
+        logits, hidden = binding.get_outputs()[:2]
+        return logits.numpy()[0].copy(), hidden.numpy()[0].copy()
+
+    def lengths(self) -> dict[str, Any]:
+        return {
+            "seqlens_k": np.array([self.total - 1], np.int32),
+            "total_sequence_length": np.array(self.total, np.int32),
+            "window_seqlens_k": np.array([self.resident - 1], np.int32),
+            "window_total_sequence_length": np.array(self.resident, np.int32),
+        }

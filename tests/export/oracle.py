@@ -1,0 +1,134 @@
+"""Random models of transformers to compare with; imported by oracle tests only."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4AssistantForCausalLM,
+    Gemma4AudioConfig,
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
+    Gemma4VisionConfig,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+torch.set_num_threads(1)
+
+_modes = Gemma4TextConfig.kv_sharing_modes.fget
+
+
+def _kv_sharing_modes(config: Any) -> list[str | None]:
+    """transformers 5.23 refuses a decoder that owns no keys at all, which is what its own drafter class builds."""
+    if config.num_kv_shared_layers == config.num_hidden_layers:
+        return ["reuse"] * config.num_hidden_layers
+    modes: list[str | None] = _modes(config)
+    return modes
+
+
+Gemma4TextConfig.kv_sharing_modes = property(_kv_sharing_modes)
+
+
+def text_config(**changes: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 3,
+        "sliding_window": 8,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 128,
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+        "max_position_embeddings": 512,
+        **changes,
+    }
+
+
+def randomize(model: torch.nn.Module, seed: int, *, bound: float = math.inf) -> None:
+    """Weights at which every term of the architecture matters; `bound` clips the towers' linear layers."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.copy_((0.3 if "q_norm" in name else 1.0) * (1 + 0.2 * torch.randn_like(weight)))
+            elif "embed" in name:
+                weight.copy_(0.3 * torch.randn_like(weight))
+            else:
+                weight.copy_(torch.randn_like(weight) / weight[0].numel() ** 0.5)
+        for name, buffer in model.named_buffers():
+            if "layer_scalar" in name or "std_scale" in name:
+                buffer.copy_(0.5 + torch.rand_like(buffer))
+            elif "std_bias" in name:
+                buffer.copy_(torch.randn_like(buffer))
+            elif name.endswith(("_min", "_max")) and math.isfinite(bound):
+                sign = -1 if name.endswith("_min") else 1
+                buffer.copy_(sign * bound * (0.7 + 0.6 * torch.rand_like(buffer)))
+
+
+def text_model(folder: Path, seed: int = 0, **changes: Any) -> Any:
+    model = Gemma4ForCausalLM(Gemma4TextConfig(**text_config(**changes))).eval()
+    randomize(model, seed)
+    model.save_pretrained(folder)
+    return model
+
+
+def whole_model(folder: Path, vision: dict[str, Any], audio: dict[str, Any], bound: float, seed: int = 0) -> Any:
+    text = text_config()
+    config = Gemma4Config(
+        text_config=text,
+        vision_config=Gemma4VisionConfig(**vision).to_dict(),
+        audio_config=Gemma4AudioConfig(**audio).to_dict(),
+        image_token_id=120,
+        audio_token_id=121,
+        video_token_id=122,
+        boi_token_id=123,
+        eoi_token_id=124,
+        boa_token_id=125,
+        eoa_token_index=126,
+    )
+    model = Gemma4ForConditionalGeneration(config).eval()
+    randomize(model, seed, bound=bound)
+    model.save_pretrained(folder)
+    return model
+
+
+def drafter_model(folder: Path, seed: int = 0, *, ordered: bool, **changes: Any) -> Any:
+    values = text_config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"],
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
+        num_kv_shared_layers=4,
+        use_double_wide_mlp=False,
+        final_logit_softcapping=None,
+        **changes,
+    )
+    config = Gemma4AssistantConfig(
+        text_config=values,
+        backbone_hidden_size=64,
+        use_ordered_embeddings=ordered,
+        num_centroids=16,
+        centroid_intermediate_top_k=4,
+    )
+    model = Gemma4AssistantForCausalLM(config).eval()
+    randomize(model, seed)
+    if ordered:
+        model.masked_embedding.token_ordering.copy_(torch.randperm(128))
+    model.save_pretrained(folder)
+    return model
