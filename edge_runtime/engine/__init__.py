@@ -1,0 +1,1 @@
+"""Runs models. One small `Engine` protocol; the onnx engine is its first implementation."""

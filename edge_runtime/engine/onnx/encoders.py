@@ -1,0 +1,119 @@
+"""Images and sounds to soft tokens: preprocessing and the two tower graphs, opened when first needed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime import media
+from edge_runtime.bundle import names
+from edge_runtime.engine.onnx.session import open_session
+from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.gemma.audio import LogMel
+from edge_runtime.gemma.image import PatchGrid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.gemma.chat import Media
+    from edge_runtime.gemma.image import Patches
+
+
+class Encoders:
+    """The towers that a bundle has.
+
+    `prepare` is quick and checks everything, so that a request is refused before anything is computed; `encode` runs.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
+        self._folder, self._threads = folder, threads
+        self._vision, self._audio = manifest.geometry.vision, manifest.geometry.audio
+        self._sessions: dict[str, Any] = {}
+        processor = _processor_config(folder)
+        self._grid = PatchGrid.from_config(processor)
+        self.log_mel = LogMel.from_config(processor)
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model takes."""
+        return ["text", *(["image"] if self._vision else []), *(["audio"] if self._audio else [])]
+
+    @property
+    def max_audio_seconds(self) -> float:
+        """The longest sound, 0 if there is no audio tower."""
+        return self.log_mel.max_samples / self.log_mel.sampling_rate if self._audio else 0.0
+
+    def prepare(self, item: Media, image_tokens: int | None = None) -> Clip | Picture:
+        """Loads and checks an image or a sound.
+
+        Raises:
+            EdgeRuntimeError: It cannot be read, is too long, or the model takes no such thing.
+        """
+        if item.kind == "image":
+            if self._vision is None:
+                raise EdgeRuntimeError("this model takes no images", "unsupported_media")
+            grid = self._grid.with_budget(image_tokens) if image_tokens is not None else self._grid
+            image = media.load_image(item.source)
+            patches = grid.cut(media.resize(image, grid.target_size(*image.size)))
+            if patches.positions.max() >= self._vision.position_table_size:
+                size = f"{image.width} x {image.height}"
+                raise EdgeRuntimeError(f"the image is {size} pixels: too thin to be read", "unsupported_media")
+            return Picture(patches)
+        if self._audio is None:
+            raise EdgeRuntimeError("this model takes no audio", "unsupported_media")
+        samples = media.load_audio(item.source)
+        return Clip(*self.log_mel.features(samples), soft_tokens=self.log_mel.soft_tokens(len(samples)))
+
+    def encode(self, prepared: Clip | Picture) -> NDArray[np.float32]:
+        """Soft tokens, float32 `[soft_tokens, hidden]`."""
+        features: NDArray[np.float32]
+        if isinstance(prepared, Picture):
+            inputs = {"pixel_values": prepared.patches.pixels, "pixel_position_ids": prepared.patches.positions}
+            features = self._session(names.VISION).run(["image_features"], inputs)[0]
+        else:
+            inputs = {"input_features": prepared.features[None], "input_features_mask": prepared.mask[None]}
+            features = self._session(names.AUDIO).run(["audio_features"], inputs)[0]
+        if len(features) != prepared.soft_tokens:
+            raise EdgeRuntimeError(f"{len(features)} soft tokens came instead of {prepared.soft_tokens}", "internal")
+        return features
+
+    def close(self) -> None:
+        """Lets go of the sessions."""
+        self._sessions.clear()
+
+    def _session(self, name: str) -> Any:
+        if name not in self._sessions:
+            self._sessions[name] = open_session(self._folder / name, self._threads)
+        return self._sessions[name]
+
+
+class Picture:
+    """An image ready for its tower."""
+
+    def __init__(self, patches: Patches) -> None:
+        self.patches, self.soft_tokens = patches, patches.soft_tokens
+
+
+class Clip:
+    """A sound ready for its tower: log-mel `[frames, mels]` and mask `[frames]`."""
+
+    def __init__(self, features: NDArray[np.float32], mask: NDArray[np.bool_], *, soft_tokens: int) -> None:
+        self.features, self.mask, self.soft_tokens = features, mask, soft_tokens
+
+
+def _processor_config(folder: Path) -> dict[str, Any]:
+    """processor_config.json; image settings may also stand alone in preprocessor_config.json."""
+    found: dict[str, Any] = {}
+    for name in (names.PREPROCESSOR_CONFIG, names.PROCESSOR_CONFIG):
+        try:
+            data = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise EdgeRuntimeError(f"{folder / name} cannot be read: {error}") from None
+        found |= {"image_processor": data} if name == names.PREPROCESSOR_CONFIG else data
+    return found
