@@ -49,7 +49,8 @@ def bundle_path() -> Path:
 
     try:
         bundle.parent.mkdir(parents=True, exist_ok=True)
-        export_checkpoint(checkpoint, bundle, recipe=RECIPE)
+        drafter = checkpoint / "drafter"
+        export_checkpoint(checkpoint, bundle, recipe=RECIPE, drafter=drafter if drafter.is_dir() else None)
     except OSError as error:
         raise EdgeRuntimeError(f"{bundle.parent}: {error.strerror or error}") from None
     except EdgeRuntimeError:
@@ -62,7 +63,7 @@ def _digest(checkpoint: Path) -> str:
     """Changes with the checkpoint and with the code that makes bundles, so that no stale bundle is ever used."""
     digest = hashlib.blake2b(digest_size=6)
     sources = [path for part in ("export", "bundle", "gemma") for path in (_PACKAGE / part).glob("*.py")]
-    for path in (*sorted(path for path in checkpoint.iterdir() if path.is_file()), *sorted(sources)):
+    for path in (*sorted(path for path in checkpoint.rglob("*") if path.is_file()), *sorted(sources)):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

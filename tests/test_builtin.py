@@ -18,8 +18,8 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     done: list[Path] = []
 
-    def export(source: Path, bundle: Path, *, recipe: str) -> None:
-        assert (source, recipe) == (checkpoint, "int4")
+    def export(source: Path, bundle: Path, *, recipe: str, drafter: Path | None) -> None:
+        assert (source, recipe, drafter) == (checkpoint, "int4", None)
         bundle.mkdir(parents=True)
         (bundle / "bundle.json").write_text("{}")
         done.append(bundle)
@@ -46,10 +46,10 @@ def test_other_weights_make_another_bundle(exports: list[Path], tmp_path: Path):
 
 
 def test_another_process_may_win(exports: list[Path], monkeypatch: pytest.MonkeyPatch):
-    def lose(_source: Path, bundle: Path, *, recipe: str) -> None:
+    def lose(_source: Path, bundle: Path, *, recipe: str, drafter: Path | None) -> None:
         bundle.mkdir(parents=True)
         (bundle / "bundle.json").write_text("{}")
-        raise EdgeRuntimeError(f"{bundle} exists ({recipe})")
+        raise EdgeRuntimeError(f"{bundle} exists ({recipe}, {drafter})")
 
     monkeypatch.setattr(pipeline, "export_checkpoint", lose)
     assert builtin.bundle_path().is_dir()

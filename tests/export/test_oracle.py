@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from edge_runtime.builtin import checkpoint_path
 from edge_runtime.bundle import names
 from edge_runtime.bundle.manifest import read_manifest, verify
 from edge_runtime.export import export_checkpoint
@@ -169,3 +170,38 @@ def test_drafter(tmp_path: Path, recipe: str, ordered: bool, changes: dict[str, 
         else:
             assert np.corrcoef(state.reshape(-1), expected.last_hidden_state.numpy().reshape(-1))[0, 1] > 0.9
         given = torch.cat([given[..., :64], expected.last_hidden_state], -1)
+
+
+def test_built_in_drafter_is_what_transformers_loads(tmp_path: Path) -> None:
+    """The shipped drafter's graph equals transformers' module on one made-up cache."""
+    import torch
+    from transformers import Gemma4AssistantForCausalLM, Gemma4ForConditionalGeneration
+
+    import tests.export.oracle  # noqa: F401 - mends transformers' own class for decoders without keys
+
+    checkpoint = checkpoint_path()
+    export_checkpoint(checkpoint, tmp_path / "bundle", recipe="fp32", drafter=checkpoint / "drafter")
+    manifest = read_manifest(tmp_path / "bundle")
+    runner = Runner(tmp_path / "bundle", manifest, chunk=16)
+    ids = np.random.default_rng(4).integers(30, 2000, 13)
+    _, hidden = runner.step(ids[:12])
+    sources = {kind: runner.text.last_own_layer(kind) for kind in ("sliding_attention", "full_attention")}
+    feed: dict[str, Any] = {"position_ids": np.array([[12]], np.int64), **runner.lengths(), **runner.rope}
+    for kind, layer in sources.items():
+        for part in ("key", "value"):
+            feed[f"shared_kv.{kind}.{part}"] = runner.caches[layer, part].numpy()
+    given = np.concatenate([np.zeros((1, 1, hidden.shape[-1]), np.float32), hidden[None, -1:]], -1)
+    logits, state = session(tmp_path / "bundle" / names.DRAFTER).run(
+        ["logits", "projected_state"], {**feed, "inputs_embeds": given}
+    )
+    drafter = Gemma4AssistantForCausalLM.from_pretrained(checkpoint / "drafter", dtype=torch.float32).eval()
+    target = Gemma4ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.no_grad():
+        out = target(input_ids=torch.tensor(ids[:12])[None], return_shared_kv_states=True)
+        expected = drafter(
+            inputs_embeds=torch.from_numpy(given),
+            position_ids=torch.tensor([[12]]),
+            shared_kv_states=dict(out.shared_kv_states),
+        )
+    assert np.abs(state - expected.last_hidden_state.numpy()).max() < 1e-3
+    assert np.abs(logits - expected.logits.numpy()).max() < 1e-3

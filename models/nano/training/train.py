@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,8 +286,8 @@ class Trainer:
         }
 
     def save(self, out: Path) -> None:
-        """Writes model.safetensors in bf16, as transformers names things."""
-        out.mkdir(parents=True, exist_ok=True)
+        """Writes the checkpoint: what `base` made, and model.safetensors in bf16, as transformers names things."""
+        shutil.copytree(self.options.base, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("shapes.json"))
         weights = self.optimizer.averaged() | self.fixed
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
         weights |= self._clip_ranges(weights)
