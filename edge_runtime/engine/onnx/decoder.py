@@ -60,6 +60,7 @@ class Decoder:
             self._bind_input(names.past(layer, part), value)
             self._binding.bind_ortvalue_output(names.present(layer, part), value)
         self._logits: NDArray[np.float32] = np.empty((1, 0, self._text.vocab_size), np.float32)
+        self._logits_value: Any = None
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scaled token embeddings, float32 `[n, hidden]`."""
@@ -104,7 +105,7 @@ class Decoder:
         for table in (self._embed, self._per_layer):
             if table is not None:
                 table.close()
-        self._binding = self._session = None
+        self._binding = self._session = self._logits_value = None
         self._fixed.clear()
 
     def _bind_input(self, name: str, value: Any) -> None:
@@ -117,5 +118,5 @@ class Decoder:
         import onnxruntime as ort  # noqa: PLC0415
 
         self._logits = np.empty((1, keep, self._text.vocab_size), np.float32)
-        self._fixed.append(ort.OrtValue.ortvalue_from_numpy(self._logits))
-        self._binding.bind_ortvalue_output("logits", self._fixed[-1])
+        self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
+        self._binding.bind_ortvalue_output("logits", self._logits_value)

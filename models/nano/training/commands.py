@@ -223,7 +223,22 @@ def _appliance(r: random.Random) -> Utterance:
     return _command(template, "control_appliance", {"action": action, "appliance": appliance}, a=action, x=appliance)
 
 
-COMMANDS: list[Callable[[random.Random], Utterance]] = [
-    _light, _brightness, _light_color, _thermostat, _timer, _alarm, _music, _door, _shopping, _weather, _staff,
-    _navigate, _order, _volume, _sensor, _appliance,
-]  # fmt: skip
+COMMANDS: dict[str, Callable[[random.Random], Utterance]] = {
+    "set_light": _light,
+    "set_brightness": _brightness,
+    "set_color": _light_color,
+    "set_thermostat": _thermostat,
+    "set_timer": _timer,
+    "set_alarm": _alarm,
+    "play_music": _music,
+    "control_door": _door,
+    "add_to_list": _shopping,
+    "get_weather": _weather,
+    "call_staff": _staff,
+    "navigate": _navigate,
+    "order_drink": _order,
+    "set_volume": _volume,
+    "read_sensor": _sensor,
+    "control_appliance": _appliance,
+}
+"""What makes a command, by the tool it calls."""

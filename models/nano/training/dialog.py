@@ -206,15 +206,8 @@ def tool_call_example(r: random.Random, utterance: tx.Utterance, user: str, *, t
 
 def response_example(r: random.Random) -> Example:
     """A tool's result becomes a sentence."""
-    makers = {
-        "get_weather": tx.COMMANDS[9],
-        "read_sensor": tx.COMMANDS[14],
-        "set_light": tx.COMMANDS[0],
-        "set_timer": tx.COMMANDS[4],
-        "set_thermostat": tx.COMMANDS[3],
-    }
-    name = r.choice(list(makers))
-    utterance = makers[name](r)
+    name = r.choice(["get_weather", "read_sensor", "set_light", "set_timer", "set_thermostat"])
+    utterance = tx.COMMANDS[name](r)
     arguments = utterance.arguments
     if name == "get_weather":
         sky, degrees = r.choice(lx.WEATHER), r.randint(0, 35)

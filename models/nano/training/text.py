@@ -161,7 +161,7 @@ def _digits(r: random.Random) -> Utterance:
 
 
 _KINDS: dict[str, tuple[float, Callable[[random.Random], Utterance]]] = {
-    "cmd": (0.44, lambda r: r.choice(COMMANDS)(r)),
+    "cmd": (0.44, lambda r: r.choice(list(COMMANDS.values()))(r)),
     "faq": (0.12, _faq),
     "math": (0.05, _math),
     "unknown": (0.07, _unknown),

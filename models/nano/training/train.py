@@ -113,8 +113,9 @@ class Trainer:
             results, letters = step.speech_losses(self.weights, self.shape, x["mel"], x["mask"], _rows(x))
             return results[0].loss + 0.5 * results[1].loss, letters
 
-        graph = self._graph(f"speech{frames}", forward, rows | {"mel": mel, "mask": mask})
-        loss, letters = graph.forward(rows | {"mel": mel, "mask": mask})
+        inputs = rows | {"mel": mel, "mask": mask}
+        graph = self._graph(f"speech{frames}", forward, inputs)
+        loss, letters = graph.forward(inputs)
         scores = letters.detach().float().requires_grad_()
         counts = on_cpu["clips.character_count"]
         # Lengths stay on the CPU: asking the GPU for them would make every step wait.
@@ -205,7 +206,8 @@ class Trainer:
                     utterances, pictures = len(self.speech.speech.utterances), len(self.pictures.questions)
                     self.log("loaded", utterances, "utterances", pictures, "pictures")
                 marks["load"] = time.monotonic()
-            if now - marks["eval"] > options.evaluate_every:
+            # Near the end the final scores follow anyway.
+            if progress < 0.9 and now - marks["eval"] > options.evaluate_every:
                 self.evaluate()
                 self.save(options.out)
                 marks["eval"] = time.monotonic()
