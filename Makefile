@@ -29,6 +29,7 @@ check: .venv/.ready  ## ruff and mypy
 eval: .venv/.ready  ## the built-in model's scores on held-out cases made from a seed (needs espeak-ng, flite)
 	@[ -d $(HELDOUT) ] || .venv/bin/python -m models.nano.training.heldout $(HELDOUT) --skip-missing
 	@for kind in wer vision tools text; do .venv/bin/edge-runtime eval $$kind $(HELDOUT)/$$kind || exit 1; done
+	@.venv/bin/edge-runtime eval kld --prompts $(HELDOUT)
 
 recording: .venv/.ready  ## docs/demo.svg anew, from a real run of the demo
 	@.venv/bin/python docs/make_recording.py docs/demo.svg

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 
-# Before anything can import onnxruntime: nothing here reports anything to anyone.
+# Before anything can import onnxruntime or huggingface_hub: nothing here reports anything to anyone.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from typing import TYPE_CHECKING, Any
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from edge_runtime.bundle.manifest import is_bundle
@@ -24,6 +25,18 @@ def checkpoint_path() -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise EdgeRuntimeError("this installation has no built-in model: give a bundle folder")
+
+
+def heldout_path() -> Path:
+    """A few held-out prompts of every kind with their answers: evaluation sets, as `eval` reads them.
+
+    Raises:
+        EdgeRuntimeError: There are none.
+    """
+    for folder in (_PACKAGE / "models" / "nano-heldout", _PACKAGE.parent / "models" / "nano" / "heldout"):
+        if folder.is_dir():
+            return folder
+    raise EdgeRuntimeError("this installation has no prompts of its own: give a folder with --prompts")
 
 
 def cache_path() -> Path:
@@ -57,6 +70,11 @@ def bundle_path() -> Path:
         if not is_bundle(bundle):
             raise
     return bundle
+
+
+def is_own_bundle(path: Path) -> bool:
+    """Whether `path` is one that `bundle_path` made, now or for another version of the program."""
+    return re.fullmatch(rf"{NAME}-{RECIPE}-[0-9a-f]{{12}}", path.name) is not None
 
 
 def _digest(checkpoint: Path) -> str:

@@ -24,6 +24,8 @@ SAMPLE_RATE = 16_000
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_AUDIO_SECONDS = 4 * 3600
+BLOCK_SAMPLES = 2**20
+"""Samples of all channels together that are decoded at a time."""
 
 
 def load_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image:
@@ -97,22 +99,34 @@ def load_audio(source: AudioSource, max_seconds: float = MAX_AUDIO_SECONDS) -> N
     name, stream = _open(source, "audio")
     try:
         with soundfile.SoundFile(stream) as sound:
-            rate = int(sound.samplerate)
-            if sound.frames > max_seconds * rate:
+            if sound.frames > max_seconds * sound.samplerate:
                 raise EdgeRuntimeError(f"{name} lasts longer than {max_seconds:.0f} s", "too_large")
-            samples = sound.read(dtype="float32", always_2d=True)
+            mono = _mono(sound)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError):
         raise EdgeRuntimeError(f"{name} is not a WAV, FLAC, OGG or MP3 file", "unsupported_media") from None
-    mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
-    if rate != SAMPLE_RATE and len(mono):
-        import soxr  # noqa: PLC0415
-
-        mono = np.asarray(soxr.resample(mono, rate, SAMPLE_RATE), dtype=np.float32)
     if not len(mono):
         raise EdgeRuntimeError(f"{name} holds no sound", "unsupported_media")
     if not np.isfinite(mono).all():
         raise EdgeRuntimeError(f"{name} holds samples that are not numbers", "unsupported_media")
     return np.clip(mono, -1.0, 1.0)
+
+
+def _mono(sound: Any) -> NDArray[np.float32]:
+    """An open `soundfile.SoundFile`, mixed down and resampled block by block.
+
+    A few kilobytes of FLAC can hold minutes of many channels: they never stand in memory as a whole.
+    """
+    import soxr  # noqa: PLC0415
+
+    rate, channels = int(sound.samplerate), int(sound.channels)
+    resampler = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    parts = []
+    while len(block := sound.read(max(1, BLOCK_SAMPLES // channels), dtype="float32", always_2d=True)):
+        mono = block.mean(axis=1, dtype=np.float32) if channels > 1 else block[:, 0].copy()
+        parts.append(resampler.resample_chunk(mono) if resampler else mono)
+    if resampler and parts:
+        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.concatenate(parts, dtype=np.float32) if parts else np.zeros(0, np.float32)
 
 
 def _open(source: str | Path | bytes, kind: str) -> tuple[str, io.BytesIO]:

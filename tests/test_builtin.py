@@ -69,3 +69,12 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/x")
     assert builtin.cache_path() == Path("/home/x/.cache/edge-runtime")
+
+
+def test_prompts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert (builtin.heldout_path() / "text" / "cases.jsonl").is_file()
+    monkeypatch.setattr(builtin, "_PACKAGE", tmp_path / "package")
+    with pytest.raises(EdgeRuntimeError, match="give a folder with --prompts"):
+        builtin.heldout_path()
+    (tmp_path / "package" / "models" / "nano-heldout").mkdir(parents=True)
+    assert builtin.heldout_path() == tmp_path / "package" / "models" / "nano-heldout"

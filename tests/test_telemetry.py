@@ -52,12 +52,15 @@ def test_a_session_leaves_no_file_at_home(tmp_path):
 
 
 def test_importing_the_package_is_light_and_opens_no_device(tmp_path):
-    heavy = "{'onnxruntime', 'onnx', 'sounddevice', 'soundfile', 'numpy', 'PIL', 'tokenizers', 'torch', 'transformers'}"
+    heavy = (
+        "{'onnxruntime', 'onnx', 'sounddevice', 'soundfile', 'numpy', 'PIL', 'tokenizers', 'torch', 'transformers',"
+        " 'huggingface_hub'}"
+    )
     loaded = run(f"import sys, edge_runtime; print(sorted({heavy} & set(sys.modules)))", tmp_path)
     assert loaded.strip() == "[]"
 
 
 def test_the_switches_are_set_for_children_too(tmp_path):
-    names = "('ORT_DISABLE_TELEMETRY', 'ORT_TELEMETRY_DISABLED')"
+    names = "('ORT_DISABLE_TELEMETRY', 'ORT_TELEMETRY_DISABLED', 'HF_HUB_DISABLE_TELEMETRY')"
     shown = run(f"import os, edge_runtime; print([os.environ.get(name) for name in {names}])", tmp_path)
-    assert shown.strip() == "['1', '1']"
+    assert shown.strip() == "['1', '1', '1']"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MANIFEST = "bundle.json"
+CHECKSUMS = "checksums.crc32"
 
 DECODER = "decoder_model_merged.onnx"
 VISION = "vision_encoder.onnx"

@@ -1,23 +1,26 @@
 """Embedding tables as plain row-major files, read a few rows at a time.
 
-Rows are read with pread rather than mapped: faulting around a mapped row would draw a table of gigabytes into memory
-little by little, while a pread costs some microseconds and keeps the process small.
+A row (see `rows`) holds its values and scales together, and rows lie so that each touches as few pages as its length
+allows: where rows end to end would now and then touch one page more, some of them share a run of pages and the rest of
+the run stays empty. The 4-bit per-layer rows of E2B (4624 bytes) lie 7 in 8 pages, so each touches two.
 
-A row holds its values and then, below 32 bits, one float16 scale per block of values:
-    32 bits  dim float32
-     8 bits  dim int8, dim/block float16
-     4 bits  dim/2 bytes of two values each (the low half first, stored + 8), dim/block float16
-padded to a multiple of 16 bytes.
+Rows are read with pread rather than mapped. The kernel is told that reads are random, so that a cold row brings its own
+pages and no others, and a prompt's rows are asked for before the first is needed, so that the disk gets to them all at
+once. A mapping does the same reads, but faulting around each row it maps what happens to be cached beside it: the
+resident size grows with every row (docs/export.md has the figures).
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from edge_runtime.bundle.checksums import PAGE, Measured, Meter
+from edge_runtime.bundle.rows import decode, prefix_bytes
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ALIGN = 16
+_PADDING = 8  # rows are spread over pages if that adds no more than an eighth to the file
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,17 @@ class TableSpec:
     block: int
     """Values that share a scale; unused at 32 bits."""
     row_bytes: int
+    """From the beginning of a row to that of the next in its group."""
     multiplier: float
     """Every value read is multiplied by it: Gemma's embedding scale, which thus costs nothing at run time."""
+    group_rows: int = 1
+    """Rows that lie end to end, before padding."""
+    group_bytes: int = 0
+    """From the beginning of a group to that of the next."""
 
     @classmethod
     def make(cls, *, rows: int, dim: int, bits: int, block: int = 32, multiplier: float = 1.0) -> TableSpec:
-        """Works out `row_bytes`.
+        """Works out where the rows lie.
 
         Raises:
             EdgeRuntimeError: bits other than 32, 8 and 4, or a dim that is not a multiple of block.
@@ -54,8 +63,27 @@ class TableSpec:
             raise EdgeRuntimeError(f"a table of {bits} bits is not known; 32, 8 and 4 are")
         if bits != 32 and (dim % block or block % 2):
             raise EdgeRuntimeError(f"a table row of {dim} values cannot be cut into blocks of {block}")
-        size = dim * bits // 8 + (0 if bits == 32 else 2 * (dim // block))
-        return cls(rows, dim, bits, block, size + -size % _ALIGN, multiplier)
+        size = prefix_bytes(cls(rows, dim, bits, block, 0, multiplier), dim)
+        size += -size % _ALIGN
+        # A row of m pages and a bit touches m + 1 pages if the bits of the rows before it fit into one page with its
+        # own: k rows in k * m + 1 pages.
+        whole, bit = divmod(size, PAGE)
+        together = PAGE // bit if bit else 1
+        group = (together * whole + (1 if bit else 0)) * PAGE
+        stride = group // together // _ALIGN * _ALIGN
+        if group * _PADDING <= together * size * (_PADDING + 1):
+            return cls(rows, dim, bits, block, stride, multiplier, together, group)
+        return cls(rows, dim, bits, block, size, multiplier, 1, size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.position(self.rows - 1 + self.group_rows - (self.rows - 1) % self.group_rows)
+
+    def position(self, row: int) -> int:
+        """Where a row begins."""
+        group, place = divmod(row, self.group_rows)
+        return group * self.group_bytes + place * self.row_bytes
 
     def to_json(self) -> dict[str, Any]:
         """A dict for the manifest."""
@@ -78,17 +106,23 @@ class Table:
     """An open table; safe to read from several threads.
 
     Example:
-        with Table.open(path, spec) as table:
+        with Table.open(path, spec, checksums.pages(path.name)) as table:
+            table.prefetch(prompt)
             rows = table.read(np.array([2, 105]))
     """
 
-    def __init__(self, descriptor: int, spec: TableSpec) -> None:
+    def __init__(self, descriptor: int, path: Path, spec: TableSpec, pages: NDArray[np.uint32] | None) -> None:
         self.spec = spec
-        self._descriptor = descriptor
+        self._path, self._descriptor, self._pages = path, descriptor, pages
 
     @classmethod
-    def open(cls, path: Path, spec: TableSpec) -> Table:
+    def open(cls, path: Path, spec: TableSpec, pages: NDArray[np.uint32] | None = None) -> Table:
         """Opens the file at `path`.
+
+        Args:
+            path: The file.
+            spec: How its rows are stored.
+            pages: CRC-32 of each of its pages. Every page is then compared with its own whenever it is read.
 
         Raises:
             EdgeRuntimeError: it is absent or not as long as `spec` says.
@@ -97,52 +131,75 @@ class Table:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise EdgeRuntimeError(f"{path}: {error.strerror}") from error
-        size, expected = os.fstat(descriptor).st_size, spec.rows * spec.row_bytes
-        if size != expected:
+        size = os.fstat(descriptor).st_size
+        if size != spec.size:
             os.close(descriptor)
-            raise EdgeRuntimeError(f"{path} has {size} bytes, its manifest says {expected}")
-        return cls(descriptor, spec)
+            raise EdgeRuntimeError(f"{path} has {size} bytes, its manifest says {spec.size}")
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        return cls(descriptor, path, spec, pages)
+
+    def prefetch(self, ids: NDArray[np.int64], stop: int | None = None) -> None:
+        """Asks the kernel for columns 0..stop of rows `ids`, to be read later; does not wait for them.
+
+        Ids outside the table are passed over: `read` complains about them.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        spec = self.spec
+        size = prefix_bytes(spec, spec.dim if stop is None else stop)
+        for row in np.unique(ids).tolist():
+            if 0 <= row < spec.rows:
+                os.posix_fadvise(self._descriptor, spec.position(row), size, os.POSIX_FADV_WILLNEED)
 
     def read(self, ids: NDArray[np.int64], start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Columns start..stop of rows `ids` [n], times the multiplier: float32 [n, stop - start].
 
+        Columns 0..start are read too where start is not 0: who wants both asks for both at once.
+
         Raises:
-            EdgeRuntimeError: an id outside the table, or columns that cut a block.
+            EdgeRuntimeError: an id outside the table, columns that cut a block, or a row that is damaged.
         """
         spec = self.spec
         stop = spec.dim if stop is None else stop
         if not 0 <= start <= stop <= spec.dim or (spec.bits != 32 and (start % spec.block or stop % spec.block)):
             raise EdgeRuntimeError(f"columns {start} to {stop} are no whole blocks of this table", code="internal")
         ids = np.asarray(ids, np.int64)
-        if ids.size and (ids.min() < 0 or ids.max() >= spec.rows):
-            raise EdgeRuntimeError(f"token ids {ids.min()} to {ids.max()} reach outside a table of {spec.rows} rows")
         # Soft tokens all look up the same row, so equal ids are read once.
-        unique, inverse = np.unique(ids, return_inverse=True)
-        return self._decode(unique, start, stop)[inverse.reshape(-1)]
+        unique, inverse = np.unique(ids, return_inverse=True) if len(ids) > 1 else (ids, None)
+        if ids.size and not 0 <= unique[0] <= unique[-1] < spec.rows:
+            raise EdgeRuntimeError(f"token ids {unique[0]} to {unique[-1]} reach outside a table of {spec.rows} rows")
+        count = prefix_bytes(spec, stop)
+        rows = np.frombuffer(b"".join([self._row(row, count) for row in unique.tolist()]), np.uint8)
+        values = decode(rows.reshape(len(unique), count), spec, start, stop)
+        return values if inverse is None else values[inverse.reshape(-1)]
 
-    def _decode(self, ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.float32]:
-        spec, width = self.spec, stop - start
-        values = self._bytes(ids, start * spec.bits // 8, width * spec.bits // 8)
-        if spec.bits == 32:
-            return values.view(np.float32) * np.float32(spec.multiplier)
-        scales = self._bytes(ids, spec.dim * spec.bits // 8 + 2 * (start // spec.block), 2 * (width // spec.block))
-        factors = scales.view(np.float16).astype(np.float32) * np.float32(spec.multiplier)
-        if spec.bits == 8:
-            whole = values.view(np.int8).astype(np.float32)
-        else:
-            whole = np.empty((len(ids), width), np.float32)
-            whole[:, 0::2] = values & 15
-            whole[:, 1::2] = values >> 4
-            whole -= 8.0
-        blocks = whole.reshape(len(ids), width // spec.block, spec.block)
-        blocks *= factors[:, :, None]
-        return whole
+    def _row(self, row: int, count: int) -> bytes | memoryview:
+        """The first `count` bytes of a row."""
+        start = self.spec.position(row)
+        if self._pages is None:
+            return self._bytes(row, start, count)
+        first, last = start // PAGE, (start + count - 1) // PAGE
+        end = min((last + 1) * PAGE, self.spec.size)
+        data = memoryview(self._bytes(row, first * PAGE, end - first * PAGE))
+        for page in range(first, last + 1):
+            at = (page - first) * PAGE
+            if zlib.crc32(data[at : at + PAGE]) != self._pages[page]:
+                raise EdgeRuntimeError(
+                    f"{self._path}: row {row} is damaged in bytes {page * PAGE} to {min((page + 1) * PAGE, end) - 1}: "
+                    "copy or export the bundle again",
+                    code="internal",
+                )
+        return data[start - first * PAGE : start - first * PAGE + count]
 
-    def _bytes(self, ids: NDArray[np.int64], offset: int, count: int) -> NDArray[np.uint8]:
-        """`count` bytes at `offset` of each row: uint8 [n, count]."""
-        row_bytes = self.spec.row_bytes
-        parts = [os.pread(self._descriptor, count, int(i) * row_bytes + offset) for i in ids]
-        return np.frombuffer(b"".join(parts), np.uint8).reshape(len(ids), count)
+    def _bytes(self, row: int, offset: int, count: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, count, offset)
+        except OSError as error:
+            raise EdgeRuntimeError(f"{self._path}: row {row}: {error.strerror}", code="internal") from None
+        if len(data) != count:
+            raise EdgeRuntimeError(f"{self._path}: row {row} is cut off", code="internal")
+        return data
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
@@ -157,45 +214,29 @@ class Table:
         self.close()
 
 
-def write_table(path: Path, spec: TableSpec, chunks: Iterable[NDArray[np.float32]]) -> None:
-    """Writes a table from consecutive groups of rows, each float32 [any, dim]; memory is that of one group.
+def write_table(path: Path, spec: TableSpec, groups: Iterable[NDArray[np.uint8]]) -> Measured:
+    """Writes a table from consecutive groups of encoded rows, each [any, row_bytes]; memory is that of one group.
+
+    Returns:
+        What the file is, measured while it was written.
 
     Raises:
         EdgeRuntimeError: the groups do not add up to `spec.rows`.
     """
-    written = 0
+    written, meter = 0, Meter(PAGE)
     with path.open("wb") as file:
-        for chunk in chunks:
-            file.write(_encode(chunk, spec).tobytes())
-            written += len(chunk)
+
+        def put(data: bytes | memoryview) -> None:
+            file.write(data)
+            meter.update(data)
+
+        for rows in groups:
+            done = 0
+            while done < len(rows):
+                part = rows[done : done + spec.group_rows - written % spec.group_rows]
+                put(part.tobytes())
+                done, written = done + len(part), written + len(part)
+                put(bytes((spec.size if written == spec.rows else spec.position(written)) - file.tell()))
     if written != spec.rows:
         raise EdgeRuntimeError(f"{path.name}: {written} rows were written, {spec.rows} are expected", code="internal")
-
-
-def _encode(chunk: NDArray[np.float32], spec: TableSpec) -> NDArray[np.uint8]:
-    rows = np.zeros((len(chunk), spec.row_bytes), np.uint8)
-    if spec.bits == 32:
-        values = np.ascontiguousarray(chunk, np.float32).view(np.uint8)
-        rows[:, : values.shape[1]] = values
-        return rows
-    blocks = chunk.reshape(len(chunk), -1, spec.block)
-    if spec.bits == 8:
-        extreme, levels = np.abs(blocks).max(-1), 127.0
-    else:
-        # Q4_0: the value of largest magnitude becomes -8, the one level that has no positive twin.
-        at = np.abs(blocks).argmax(-1)[..., None]
-        extreme, levels = np.take_along_axis(blocks, at, -1)[..., 0], -8.0
-    scales = (extreme / np.float32(levels)).astype(np.float16)
-    # Rounding to the scale as it is stored, so that its own rounding is not added on top.
-    divisor = scales.astype(np.float32)
-    divisor[divisor == 0] = np.inf
-    whole = np.rint(blocks / divisor[..., None]).reshape(len(chunk), spec.dim)
-    if spec.bits == 8:
-        values = np.clip(whole, -127, 127).astype(np.int8).view(np.uint8)
-    else:
-        nibbles = np.clip(whole + 8, 0, 15).astype(np.uint8)
-        values = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
-    packed = np.ascontiguousarray(scales).view(np.uint8).reshape(len(chunk), -1)
-    rows[:, : values.shape[1]] = values
-    rows[:, values.shape[1] : values.shape[1] + packed.shape[1]] = packed
-    return rows
+    return meter.result()

@@ -1,4 +1,4 @@
-"""`edge-runtime eval`: quality of a model on a folder of cases."""
+"""`edge-runtime eval`: quality of a model on a folder of cases, or beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.cli import _kld
+
 if TYPE_CHECKING:
     import argparse
 
     from edge_runtime.evaluation.runner import Report, Score
 
-HELP = (
+HELP = "Measures a model: by its answers to the cases of a folder, or by what rounding did to its distributions (kld)."
+EXAMPLE = """edge-runtime eval wer heldout/wer --limit 50
+  edge-runtime eval kld"""
+
+_CASES_HELP = (
     "Asks a model every case of a folder (cases.jsonl and its media) and prints the scores, overall and by group. "
     "The exit status is 1 when a case could not be run; it then counts as wrong."
 )
-EXAMPLE = "edge-runtime eval wer heldout/wer --limit 50"
 
 _KINDS = {
     "wer": "speech: word error rate",
@@ -37,9 +42,17 @@ _count.__name__ = "number above 0"  # argparse names the type in its message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """KIND DIR and the options."""
-    kinds = ", ".join(f"{name} ({what})" for name, what in _KINDS.items())
-    parser.add_argument("kind", choices=list(_KINDS), metavar="KIND", help=kinds)
+    """KIND, and what each kind takes."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, what in _KINDS.items():
+        _add_cases(kinds.add_parser(name, help=what, description=_CASES_HELP))
+    what = "a bundle beside its checkpoint: KL divergence, size"
+    _kld.add_arguments(
+        kinds.add_parser("kld", help=what, description=_kld.HELP, epilog=f"example: {_kld.EXAMPLE}"), _count
+    )
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder that holds cases.jsonl")
     parser.add_argument("--model", type=Path, help="bundle folder (default: the built-in model)")
     parser.add_argument("--limit", type=_count, metavar="N", help="at most N cases of each group")
@@ -49,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads the model, runs the cases, prints the report."""
+    """Measures and prints the report."""
+    if args.kind == "kld":
+        return _kld.run(args, _progress if sys.stderr.isatty() else None)
     from edge_runtime.evaluation.cases import read_cases
     from edge_runtime.evaluation.runner import evaluate
 

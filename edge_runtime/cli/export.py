@@ -1,54 +1,124 @@
-"""`edge-runtime export`: Hugging Face checkpoint folder -> bundle folder."""
+"""`edge-runtime export`: Hugging Face checkpoint, from a folder or the hub -> bundle folder."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
-import shutil
+import signal
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterator
 
     from edge_runtime.export import ExportReport
 
-HELP = "Turn a Hugging Face checkpoint of Gemma 4 into a bundle. No torch is needed, and little memory."
-EXAMPLE = "edge-runtime export ./gemma-4-E2B-it ./e2b-int4 --recipe int4"
+HELP = (
+    "Turn a Hugging Face checkpoint of Gemma 4 into a bundle. No torch is needed, and little memory. The checkpoint is "
+    "a folder, a model on the hub (owner/name, owner/name@revision) or one that `edge-runtime models` lists."
+)
+EXAMPLE = "edge-runtime export gemma-4-e2b ./e2b-int4"
+CHECKPOINT_HELP = "folder with safetensors, hub id or recipe's name"
 
-_BAR_AFTER = 2.0  # seconds
-_BAR_WIDTH = 24
+_RECIPE = "int4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder with config.json and safetensors")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all but the checkpoint, which `optimum-cli export edge-runtime` calls by another name."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder to make")
-    parser.add_argument("--recipe", default="int4", help="int4 (default) or fp32")
-    parser.add_argument("--drafter", type=Path, metavar="DIR", help="checkpoint of the model's drafter (assistant)")
+    parser.add_argument("--recipe", help="int4 (default), int8, mobile or fp32")
+    parser.add_argument("--drafter", metavar="DIR", help="the model's drafter (assistant): folder, hub id or recipe")
+    parser.add_argument("--ple-bits", type=int, choices=(4, 8), help="bits of the per-layer embedding (E2B, E4B)")
+    parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="stay under it (such as 4G) or refuse")
+    parser.add_argument("--threads", type=_count, metavar="N", help="at most N (default: one for each core)")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is a bundle")
     parser.add_argument("--json", action="store_true", help="print sizes, seconds, peak memory and errors as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports, then prints a summary."""
+    from edge_runtime.cli._bar import Bar
     from edge_runtime.export import export_checkpoint
+    from edge_runtime.export.pipeline import check_request
+    from edge_runtime.export.source import resolve_source
 
-    bar = _Bar()
+    check_request(args.bundle, args.recipe or _RECIPE, force=args.force)
+    bar = Bar()
     try:
-        report = export_checkpoint(
-            args.checkpoint,
-            args.bundle,
-            recipe=args.recipe,
-            drafter=args.drafter,
-            progress=bar.show,
-            force=args.force,
-        )
+        with _stopped_by_signals():
+            found = resolve_source(
+                args.checkpoint,
+                drafter=args.drafter,
+                recipe=args.recipe,
+                bundle=args.bundle,
+                progress=bar.show,
+                note=bar.note,
+            )
+            report = export_checkpoint(
+                found.checkpoint,
+                args.bundle,
+                recipe=args.recipe or found.recipe or _RECIPE,
+                drafter=found.drafter,
+                source=found.source,
+                progress=bar.show,
+                ple_bits=args.ple_bits,
+                threads=args.threads,
+                max_memory=args.max_memory,
+                force=args.force,
+            )
     finally:
         bar.clear()
     print(json.dumps(report.to_json()) if args.json else _summary(report))
     return 0
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Lets what ends a program unwind it, so that no half bundle stays; the exit status is 128 + the signal's number.
+
+    Only the first signal counts: another would interrupt the tidying up. One that is ignored (nohup) stays so.
+    """
+
+    def stop(number: int, _: object) -> None:
+        for kind in before:
+            signal.signal(kind, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    # Only the main thread may say what signals do.
+    main = threading.current_thread() is threading.main_thread()
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ()
+    before = {kind: signal.getsignal(kind) for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN}
+    for kind in before:
+        signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _size(text: str) -> int:
+    from edge_runtime.machine import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or text == "0":
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def _summary(report: ExportReport) -> str:
@@ -60,27 +130,3 @@ def _summary(report: ExportReport) -> str:
         extent = f"{error['mean']:.2%} on average, {error['worst']:.2%} at worst ({error['worst_tensor']})"
         lines.append(f"  {bits}: {error['tensors']} matrices, relative error {extent}")
     return "\n".join(lines)
-
-
-class _Bar:
-    """A progress bar on stderr, if that is a terminal and the work takes over two seconds."""
-
-    def __init__(self) -> None:
-        self._enabled = sys.stderr.isatty()
-        self._started = time.monotonic()
-        self._drawn = False
-
-    def show(self, label: str, done: int, total: int) -> None:
-        """Draws the bar."""
-        if not self._enabled or time.monotonic() - self._started < _BAR_AFTER:
-            return
-        filled = _BAR_WIDTH * done // max(total, 1)
-        line = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done}/{total} {label}"
-        print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
-        self._drawn = True
-
-    def clear(self) -> None:
-        """Removes it."""
-        if self._drawn:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-            self._drawn = False

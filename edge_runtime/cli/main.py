@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 # Every verb with its line in `edge-runtime --help`; the module of that name says the rest.
 VERBS = {
@@ -24,7 +24,8 @@ VERBS = {
     "transcribe": "speech to text",
     "serve": "the daemon: answers requests over MQTT",
     "demo": "broker and daemon on loopback; one spoken and one image question, answered",
-    "export": "Hugging Face checkpoint folder -> bundle folder",
+    "models": "what is on this box, what can be fetched, what fits its memory",
+    "export": "Hugging Face checkpoint -> bundle folder",
     "verify": "check a bundle's files against its manifest",
     "eval": "quality of a bundle on a folder of cases",
 }
@@ -93,9 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `edge-runtime` with `argv` (default: the process's arguments); the result is the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), None)
-    try:
+
+    def run() -> int:
         args = build_parser(verb).parse_args(words)
         return int(args.run(args))
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """What `run` returns; what goes wrong in it becomes one line on stderr and an exit status."""
+    try:
+        return run()
     except EdgeRuntimeError as error:
         print(f"edge-runtime: {error}", file=sys.stderr)
         return 2

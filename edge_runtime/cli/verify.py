@@ -12,7 +12,10 @@ from edge_runtime.errors import EdgeRuntimeError
 if TYPE_CHECKING:
     import argparse
 
-HELP = "Check a bundle's files against its manifest: format version, sizes, SHA-256, geometry."
+HELP = (
+    "Check every byte of a bundle against its manifest: format version, sizes, SHA-256, geometry. A damaged file is "
+    "named, and where it is damaged."
+)
 EXAMPLE = "edge-runtime verify gemma-4-E2B-int4"
 
 
@@ -25,11 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 if the bundle is sound, 2 with a line per problem if not."""
     from edge_runtime.bundle.manifest import read_manifest, verify
+    from edge_runtime.cli._bar import Bar
 
     bundle: Path = args.bundle
     if not bundle.exists():
         raise EdgeRuntimeError(f"{bundle} does not exist")
-    problems = verify(bundle)
+    bar = Bar()
+    try:
+        problems = verify(bundle, lambda done, total: bar.show("bytes checked", done, total))
+    finally:
+        bar.clear()
     if args.json:
         print(json.dumps({"bundle": str(bundle), "ok": not problems, "problems": problems}))
     elif not problems:

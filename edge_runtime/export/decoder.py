@@ -8,6 +8,8 @@ Inputs (float32 unless said; S tokens in this chunk, K of them kept, T in the ca
     num_logits_to_keep int64 [1]        K >= 1
     seqlens_k int32 [1] = T - 1, total_sequence_length int32 [] = T                  for full layers
     window_seqlens_k int32 [1] = R - 1, window_total_sequence_length int32 [] = R    for sliding layers
+    window_bias [1, 1, S, R]    0 where a token sees a row of a sliding layer's window, else a large negative number;
+                                only with bidirectional images, whose tokens a mask by position cannot tell apart
     cos_sliding, sin_sliding, cos_full, sin_full    see gemma.rope
     past_key_values.N.key, .value [1, kv heads, capacity, head size]   own layers only; rows past T or R are ignored
 Outputs
@@ -21,15 +23,15 @@ to the front when it is full, and keys keep their absolute rotation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_runtime.bundle import names
-from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export.graph import FLOAT, INT32, INT64, MS, Graph
 from edge_runtime.export.matrix import Stacked, Stored, head_rows
-from edge_runtime.gemma.geometry import FULL, SLIDING
+from edge_runtime.export.moe import add_experts
+from edge_runtime.gemma.geometry import FULL, SLIDING, unsupported
 from edge_runtime.gemma.rope import head_order, table_pairs
 
 if TYPE_CHECKING:
@@ -64,9 +66,7 @@ def build_decoder(graph: Graph, weights: Weights, text: TextGeometry) -> None:
 def _check_heads(text: TextGeometry) -> None:
     for kind in (SLIDING, FULL):
         if text.head_dim(kind) % 16 or (text.head_dim(kind) and not text.rotated_pairs(kind)):
-            raise EdgeRuntimeError(
-                f"a head size of {text.head_dim(kind)} ({kind}) is not supported: multiples of 16 are"
-            )
+            raise unsupported(f"a head size of {text.head_dim(kind)} ({kind}), no multiple of 16,")
 
 
 class TextLayers:
@@ -162,14 +162,21 @@ class TextLayers:
         *,
         present: list[str],
         window: int,
+        bias: str = "",
     ) -> str:
-        """GroupQueryAttention over the cache; `present` is empty for a layer that only reads it."""
+        """GroupQueryAttention over the cache; `present` is empty for a layer that only reads it.
+
+        With `bias` [1, 1, tokens, rows] that alone says what a token sees on sliding layers.
+        """
         text = self.text
         full = text.is_full(layer)
         prefix, kind = ("", "full") if full else ("window_", "sliding")
         lengths = [f"{prefix}seqlens_k", f"{prefix}total_sequence_length"]
         inputs = [query, keys, values, *past, *lengths, f"cos_{kind}", f"sin_{kind}", positions]
         attributes = {} if full else {"local_window_size": window}
+        if bias and not full:
+            inputs.append(bias)
+            attributes = {"causal": 0}
         output = self.graph.fresh("attention")
         self.graph.op_n(
             "GroupQueryAttention",
@@ -204,22 +211,33 @@ class TextLayers:
         gate = graph.linear(x, weights.matrix("mlp.gate_proj", mlp, hidden))
         up = graph.linear(x, weights.matrix("mlp.up_proj", mlp, hidden))
         down = graph.linear(graph.mul(graph.gelu(gate), up), weights.matrix("mlp.down_proj", hidden, mlp))
-        return self.normed(weights, "post_feedforward_layernorm", down), residual
+        if not text.num_experts:
+            return self.normed(weights, "post_feedforward_layernorm", down), residual
+        x = self.normed(weights, "pre_feedforward_layernorm_2", residual)
+        chosen = add_experts(graph, weights, text, x, residual)
+        parts = (("post_feedforward_layernorm_1", down), ("post_feedforward_layernorm_2", chosen))
+        dense, sparse = (self.normed(weights, name, part) for name, part in parts)
+        return self.add_norm(dense, sparse, weights, "post_feedforward_layernorm", text.rms_eps)[0], residual
 
 
 class _Decoder(TextLayers):
+    bias = ""
+
     def build(self) -> None:
         graph, text = self.graph, self.text
         embeds = graph.input("inputs_embeds", FLOAT, [1, "sequence_length", text.hidden_size])
         per_layer = self._per_layer_inputs(embeds)
         positions = graph.input("position_ids", INT64, [1, "sequence_length"])
         self.lengths()
+        if text.bidirectional_images and SLIDING in text.layer_types:
+            self.bias = graph.input("window_bias", FLOAT, [1, 1, "sequence_length", "resident_length"])
         self._caches()
         stream = Stream(embeds)
         for layer in range(text.num_layers):
             if layer == text.num_own_layers:
                 stream = Stream(graph.last(self.settle(stream), "num_logits_to_keep"))
                 positions = graph.last(positions, "num_logits_to_keep")
+                self.bias = self.bias and graph.last(self.bias, "num_logits_to_keep", axis=2)
             stream = self._layer(layer, stream, per_layer[layer] if per_layer else None, positions)
         if not text.num_shared_layers:
             stream = Stream(graph.last(self.settle(stream), "num_logits_to_keep"))
@@ -287,12 +305,12 @@ class _Decoder(TextLayers):
         q_proj, q_norm = self.query(weights, layer)
         q_name = f"{weights.prefix}self_attn.q_norm.weight"
         source = text.kv_sources[layer]
+        sight: dict[str, Any] = {"window": text.sliding_window, "bias": self.bias}
         if source != layer:
             query = self.head_norm(graph.linear(x, q_proj), q_norm, q_name, text.num_heads, fused=True)
             cache = [names.present(source, part) for part in ("key", "value")]
             empty = self.no_keys(layer)
-            window = text.sliding_window
-            return self.attention(layer, query, empty, empty, cache, positions, present=[], window=window)
+            return self.attention(layer, query, empty, empty, cache, positions, present=[], **sight)
         heads, kv_heads, dim = text.num_heads, text.kv_heads[layer], text.head_dims[layer]
         order, width = self.order(layer), kv_heads * dim
         rows = None if order is None else head_rows(kv_heads, dim, order)
@@ -309,7 +327,7 @@ class _Decoder(TextLayers):
         key = self.head_norm(key, k_weight, f"{weights.prefix}self_attn.k_norm.weight", kv_heads)
         past = [names.past(layer, part) for part in ("key", "value")]
         present = [names.present(layer, part) for part in ("key", "value")]
-        return self.attention(layer, query, key, value, past, positions, present=present, window=text.sliding_window)
+        return self.attention(layer, query, key, value, past, positions, present=present, **sight)
 
     def _head(self, stream: Stream) -> None:
         graph, text = self.graph, self.text

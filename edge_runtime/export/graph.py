@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,16 +12,18 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_runtime.bundle import names
-from edge_runtime.export.matrix import chunks
-from edge_runtime.export.quant import BLOCK, dequantize, quantize
+from edge_runtime.export.data import DataFile, Extent, Places, WeightError
+from edge_runtime.export.matrix import Matrix
+from edge_runtime.export.parallel import Pace
+from edge_runtime.export.quant import Format
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from edge_runtime.export.matrix import Matrix
+    from edge_runtime.bundle.checksums import Measured
 
 MS = "com.microsoft"
 OPSET = 21
@@ -29,18 +32,11 @@ IR_VERSION = 10
 FLOAT, INT32, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
 
 _INLINE = 1024  # bytes below which a constant stays in the .onnx file
-_PAGE = 4096  # ONNX Runtime maps external data only at page boundaries
+_NORMS = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
 _ACCURACY_INT8 = 4  # MatMulNBits rounds activations to int8 and multiplies integers
 
-
-@dataclass
-class WeightError:
-    """What rounding did to one matrix."""
-
-    name: str
-    bits: int
-    relative: float
-    """Frobenius norm of the error over that of the matrix."""
+Plan = Callable[[Matrix], Format]
+"""How each matrix is to be stored."""
 
 
 @dataclass
@@ -53,11 +49,15 @@ class Graph:
 
     folder: Path
     file: str
-    bits: int
-    """Weights of matrices: 4, 8, or 32 to keep them in float32."""
+    plan: Plan
     tick: Callable[[int], None] | None = None
     """Told how many weights were written since it was last called."""
+    pace: Pace = field(default_factory=Pace)
+    data: DataFile | None = None
+    """Where weights go instead of to a file beside the graph."""
     errors: list[WeightError] = field(default_factory=list)
+    places: dict[str, Places] = field(default_factory=dict)
+    """Where the rounded matrices lie in the data file."""
 
     def __post_init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -65,9 +65,10 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
-        self._data_path = self.folder / names.data_file(self.file)
-        self._data = self._data_path.open("w+b")
-        self._end = 0
+        self._data = self.data or DataFile(self.folder / names.data_file(self.file), self.pace, self.tick)
+        self._rounded: dict[str, tuple[str, str]] = {}
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._importance: dict[str, NDArray[np.float32]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -100,10 +101,10 @@ class Graph:
         if array.nbytes < _INLINE:
             tensor = helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True)
         else:
-            offset = self._reserve(array.nbytes)
-            self._write(offset, array)
-            tensor = self._external(name, kind, array.shape, offset, array.nbytes)
+            tensor = self._external(name, self._data.put(array))
         self._initializers[name] = tensor
+        if array.ndim == 1 and array.dtype == np.float32:
+            self._vectors[name] = array
         return name
 
     def ints(self, *values: int) -> str:
@@ -131,6 +132,9 @@ class Graph:
             outputs = [f"{base}.{i}" for i in range(outputs)]
         label = next(name for name in outputs if name)
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=label, domain=domain, **attributes))
+        if kind in _NORMS and (weight := self._vectors.get(inputs[-1])) is not None:
+            # What a norm gives is about as large as its weight: that is how much a column's rounding error counts.
+            self._importance[outputs[0]] = np.square(weight)
         return list(outputs)
 
     def add(self, a: str, b: str) -> str:
@@ -177,128 +181,110 @@ class Graph:
             "Clip", [x, "" if math.isinf(low) else self.scalar(low), "" if math.isinf(high) else self.scalar(high)]
         )
 
-    def linear(self, x: str, matrix: Matrix, *, bits: int | None = None) -> str:
-        """Multiplies x [..., K] by the transpose of `matrix` [N, K], rounded to `bits` (default: the graph's).
+    def linear(self, x: str, matrix: Matrix, form: Format | None = None) -> str:
+        """Multiplies x [..., K] by the transpose of `matrix` [N, K], stored as the plan (or `form`) says.
 
-        K that is no multiple of the quantiser's block is multiplied in float32.
+        K that is no multiple of 32 is multiplied in float32.
         """
-        bits = self.bits if bits is None else bits
         count, width = matrix.shape
-        if bits == 32 or width % BLOCK:
+        form = (form or self.plan(matrix)).fitting(width)
+        if form.bits == 32:
             return self.op("MatMul", [x, self._dense(matrix)])
-        packed, scales = self._rounded(matrix, bits)
+        packed, scales = self._quantized(matrix, form, importance=self._importance.get(x))
         return self.op(
             "MatMulNBits",
             [x, packed, scales],
             domain=MS,
             K=width,
             N=count,
-            bits=bits,
-            block_size=BLOCK,
+            bits=form.bits,
+            block_size=form.block,
             accuracy_level=_ACCURACY_INT8,
         )
 
     def gather_groups(self, indices: str, matrix: Matrix, groups: int) -> str:
         """Some of the `groups` equal runs of rows of `matrix`, in float32: [len(indices), N / groups, K]."""
-        if self.bits == 32 or matrix.shape[1] % BLOCK:
-            return self.op("Gather", [self._plain(matrix, groups), indices], axis=0)
-        packed, scales = self._rounded(matrix, self.bits, groups)
+        count, width = matrix.shape
+        form = self.plan(matrix).fitting(width)
+        if form.bits == 32:
+            name = f"{matrix.name}.groups"
+            extent = replace(self._data.plain(matrix), shape=(groups, count // groups, width))
+            self._initializers[name] = self._external(name, extent)
+            return self.op("Gather", [name, indices], axis=0)
+        packed, scales = self._quantized(matrix, form, groups)
         return self.op(
             "GatherBlockQuantized",
             [packed, indices, scales],
             domain=MS,
             gather_axis=0,
             quantize_axis=2,
-            block_size=BLOCK,
-            bits=self.bits,
+            block_size=form.block,
+            bits=form.bits,
         )
 
     # Files --------------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Writes the graph and closes its data file."""
-        self._data.truncate(max(self._end, 1))
-        self._data.close()
+    def save(self) -> Measured:
+        """Writes the graph and closes its data file; the result is what the latter is."""
+        measured = self._data.finish()
         graph = helper.make_graph(
             self._nodes, self.file.removesuffix(".onnx"), self._inputs, self._outputs, list(self._initializers.values())
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MS, 1)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="edge-runtime", ir_version=IR_VERSION)
         (self.folder / self.file).write_bytes(model.SerializeToString())
+        return measured
 
     def fresh(self, kind: str) -> str:
         """A name that no other value has."""
         self._count += 1
         return f"{kind}_{self._count}"
 
-    def _reserve(self, size: int) -> int:
-        offset = self._end + -self._end % (_PAGE if size >= _PAGE else 64)
-        self._end = offset + size
-        return offset
-
-    def _write(self, offset: int, array: NDArray[Any]) -> None:
-        self._data.seek(offset)
-        self._data.write(np.ascontiguousarray(array).data.cast("B"))
-
-    def _external(self, name: str, kind: int, shape: Sequence[int], offset: int, size: int) -> onnx.TensorProto:
-        tensor = onnx.TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", self._data_path.name), ("offset", offset), ("length", size)):
+    def _external(self, name: str, extent: Extent) -> onnx.TensorProto:
+        kind = helper.np_dtype_to_tensor_dtype(extent.dtype)
+        tensor = onnx.TensorProto(name=name, data_type=kind, dims=extent.shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self._data.name), ("offset", extent.offset), ("length", extent.size)):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
 
     def _dense(self, matrix: Matrix) -> str:
         """The transposed matrix [K, N] in float32."""
         name = f"{matrix.name}.T"
-        if name in self._initializers:
-            return name
-        count, width = matrix.shape
-        size = 4 * count * width
-        offset = self._reserve(size)
-        for start, rows in chunks(matrix, self.tick):
-            for k, column in enumerate(np.ascontiguousarray(rows.T)):
-                self._write(offset + 4 * (k * count + start), column)
-        self._initializers[name] = self._external(name, FLOAT, (width, count), offset, size)
+        if name not in self._initializers:
+            self._initializers[name] = self._external(name, self._data.transposed(matrix))
         return name
 
-    def _plain(self, matrix: Matrix, groups: int) -> str:
-        """The matrix as [groups, N / groups, K] in float32."""
-        count, width = matrix.shape
-        size = 4 * count * width
-        offset = self._reserve(size)
-        for start, rows in chunks(matrix, self.tick):
-            self._write(offset + 4 * start * width, rows)
-        name = f"{matrix.name}.groups"
-        self._initializers[name] = self._external(name, FLOAT, (groups, count // groups, width), offset, size)
-        return name
+    def _quantized(
+        self, matrix: Matrix, form: Format, groups: int = 0, importance: NDArray[np.float32] | None = None
+    ) -> tuple[str, str]:
+        """Packed weights uint8 [N, K/block, block*bits/8] and scales float32 [N, K/block].
 
-    def _rounded(self, matrix: Matrix, bits: int, groups: int = 0) -> tuple[str, str]:
-        """Packed weights [N, K/32, 32*bits/8] uint8 and scales [N, K/32] float32.
-
-        With `groups`: [groups, N / groups, K*bits/8] and [groups, N / groups, K/32].
+        With `groups`: [groups, N / groups, K*bits/8] and [groups, N / groups, K/block].
         """
-        packed_name, scales_name = f"{matrix.name}.q{bits}", f"{matrix.name}.scales{bits}"
-        if packed_name in self._initializers:
-            return packed_name, scales_name
+        base = f"{matrix.name}.q{form.bits}"
+        if base in self._rounded:
+            return self._rounded[base]
         count, width = matrix.shape
-        blocks, block_bytes = width // BLOCK, BLOCK * bits // 8
-        packed_at = self._reserve(count * blocks * block_bytes)
-        scales_at = self._reserve(4 * count * blocks)
-        error = norm = 0.0
-        for start, rows in chunks(matrix, self.tick):
-            packed, scales = quantize(rows, bits)
-            self._write(packed_at + start * blocks * block_bytes, packed)
-            self._write(scales_at + start * blocks * 4, scales)
-            error += float(np.square(dequantize(packed, scales, bits) - rows).sum(dtype=np.float64))
-            norm += float(np.square(rows).sum(dtype=np.float64))
-        self.errors.append(WeightError(matrix.name, bits, math.sqrt(error / norm) if norm else 0.0))
-        packed_shape: tuple[int, ...] = (count, blocks, block_bytes)
-        scales_shape: tuple[int, ...] = (count, blocks)
+        places, error = self._data.rounded(matrix, form, importance)
+        self.places[matrix.name] = places
+        self.errors.append(error)
+        packed, scales, factors = places.packed, places.scales, places.factors
         if groups:
-            packed_shape = (groups, count // groups, blocks * block_bytes)
-            scales_shape = (groups, count // groups, blocks)
-        uint8, size = TensorProto.UINT8, count * blocks * block_bytes
-        self._initializers[packed_name] = self._external(packed_name, uint8, packed_shape, packed_at, size)
-        self._initializers[scales_name] = self._external(
-            scales_name, FLOAT, scales_shape, scales_at, 4 * count * blocks
-        )
-        return packed_name, scales_name
+            rows = (groups, count // groups)
+            packed = replace(packed, shape=(*rows, width * form.bits // 8))
+            scales = replace(scales, shape=(*rows, width // form.block))
+            factors = factors and replace(factors, shape=(*rows, 1))
+        self._initializers[base] = self._external(base, packed)
+        self._rounded[base] = base, self._steps(f"{matrix.name}.scales{form.bits}", scales, factors)
+        return self._rounded[base]
+
+    def _steps(self, name: str, scales: Extent, factors: Extent | None) -> str:
+        """The scales in float32. ONNX Runtime works them out when it loads the graph, and keeps only the result."""
+        self._initializers[name] = self._external(name, scales)
+        if scales.dtype == np.float32:
+            return name
+        value = self.op("Cast", [name], out=f"{name}/f32", to=FLOAT)
+        if factors is None:
+            return value
+        self._initializers[f"{name}/factors"] = self._external(f"{name}/factors", factors)
+        return self.op("Mul", [value, f"{name}/factors"], out=f"{name}/steps")

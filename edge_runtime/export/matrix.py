@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from edge_runtime.export.qat import GridTensor
+from edge_runtime.export.quant import Grid
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from edge_runtime.export.quant import Format
     from edge_runtime.export.safetensors import Tensor
-
-_CHUNK = 4 << 20  # values converted at a time: 16 MiB of float32
 
 
 class Matrix(Protocol):
@@ -28,8 +30,15 @@ class Matrix(Protocol):
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
 
+    @property
+    def native(self) -> Format | None:
+        """The format that it already lies on, so that storing it so loses nothing; None if there is none."""
+
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start..stop: float32 [stop - start, K]."""
+
+    def grid(self, start: int, stop: int) -> Grid:
+        """Rows start..stop as they lie on the `native` format."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,32 @@ class Stored:
         last = count if self.last is None else self.last
         return last - self.first, self.tensor.shape[1]
 
+    @property
+    def native(self) -> Format | None:
+        """See Matrix."""
+        if not isinstance(self.tensor, GridTensor):
+            return None
+        form = self.tensor.native
+        return form if self.column_order is None or _keeps_blocks(self.column_order, form.block) else None
+
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """See Matrix."""
         start, stop = start + self.first, stop + self.first
         order = self.row_order
         part = self.tensor.read(start, stop) if order is None else self.tensor.take(order[start:stop])
         return part if self.column_order is None else part[:, self.column_order]
+
+    def grid(self, start: int, stop: int) -> Grid:
+        """See Matrix."""
+        tensor = self.tensor
+        assert isinstance(tensor, GridTensor)  # noqa: S101  else `native` is None
+        start, stop = start + self.first, stop + self.first
+        order, columns = self.row_order, self.column_order
+        found = tensor.grid(np.arange(start, stop) if order is None else order[start:stop])
+        if columns is None:
+            return found
+        block = tensor.native.block
+        return Grid(found.levels[:, columns], found.steps[:, columns[::block] // block])
 
 
 @dataclass(frozen=True)
@@ -80,31 +109,41 @@ class Stacked:
         """See Matrix."""
         return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
+    @property
+    def native(self) -> Format | None:
+        """See Matrix. All parts must have one, and differ in it by no more than the scales' precision."""
+        forms = [part.native for part in self.parts]
+        first = forms[0]
+        if first is None or any(form is None or replace(form, scales=first.scales) != first for form in forms):
+            return None
+        return next((form for form in forms if form and form.scales == "f32"), first)
+
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """See Matrix."""
-        pieces = []
+        return np.concatenate([part.rows(*run) for part, run in self._within(start, stop)])
+
+    def grid(self, start: int, stop: int) -> Grid:
+        """See Matrix."""
+        found = [part.grid(*run) for part, run in self._within(start, stop)]
+        return Grid(np.concatenate([part.levels for part in found]), np.concatenate([part.steps for part in found]))
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[Matrix, tuple[int, int]]]:
+        """The parts that rows start..stop lie in, each with the run of its own rows."""
         offset = 0
         for part in self.parts:
             count = part.shape[0]
             low, high = max(start - offset, 0), min(stop - offset, count)
             if low < high:
-                pieces.append(part.rows(low, high))
+                yield part, (low, high)
             offset += count
-        return np.concatenate(pieces)
 
 
-def chunks(matrix: Matrix, tick: Callable[[int], None] | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The matrix in groups of rows that fit in memory: (first row, float32 [some, K]).
-
-    `tick` is told after each group how many values were dealt with.
-    """
-    count, width = matrix.shape
-    step = max(1, _CHUNK // max(width, 1))
-    for start in range(0, count, step):
-        rows = matrix.rows(start, min(start + step, count))
-        yield start, rows
-        if tick:
-            tick(rows.size)
+def _keeps_blocks(order: NDArray[np.int64], block: int) -> bool:
+    """Whether an order of columns moves whole blocks."""
+    if len(order) % block:
+        return False
+    blocks = order.reshape(-1, block)
+    return bool((blocks == blocks[:, :1] + np.arange(block)).all() and not (blocks[:, 0] % block).any())
 
 
 def head_rows(heads: int, head_dim: int, order: NDArray[np.int64]) -> NDArray[np.int64]:

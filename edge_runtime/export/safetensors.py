@@ -34,6 +34,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
 }
 _HEADER_LIMIT = 100_000_000
+_LARGE = 1 << 20  # bytes of a piece that is not kept in the page cache
+_WINDOW = 1 << 22  # bytes that are read at a time to pick rows from
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,29 @@ class Tensor:
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows start..stop as float32 (the whole tensor by default; a scalar as shape [])."""
-        part = self._raw(start, stop)
-        if self.dtype == "BF16":
-            widened = part.astype(np.uint32)
-            widened <<= np.uint32(16)
-            return widened.view(np.float32)
-        return part.astype(np.float32)
+        return self._widened(self.stored(start, stop))
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The given rows (at least one), in their order, as float32; best when they lie near each other."""
-        low, high = int(rows.min()), int(rows.max()) + 1
-        return self.read(low, high)[rows - low]
+        order = np.argsort(rows, kind="stable")
+        wanted = rows[order]
+        window = max(1, _WINDOW // (math.prod(self.shape[1:]) * self._stored().itemsize))
+        found: NDArray[Any] | None = None
+        done = 0
+        while done < len(wanted):
+            # All that lies between rows is read with them, but never more than a window of it.
+            first = int(wanted[done])
+            after = int(np.searchsorted(wanted, first + window))
+            part = self.stored(first, int(wanted[after - 1]) + 1)
+            found = np.empty((len(rows), *self.shape[1:]), part.dtype) if found is None else found
+            found[order[done:after]] = part[wanted[done:after] - first]
+            done = after
+        assert found is not None  # noqa: S101  there is at least one row
+        return self._widened(found)
 
     def integers(self) -> NDArray[np.int64]:
         """The whole tensor as int64."""
-        return self._raw().astype(np.int64)
+        return self.stored().astype(np.int64)
 
     def round(self, value: float) -> float:
         """`value` as this tensor's dtype holds it."""
@@ -77,11 +87,22 @@ class Tensor:
             return float(np.uint32(bits).view(np.float32))
         return float(np.float32(value))
 
-    def _raw(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    def _stored(self) -> np.dtype[Any]:
         dtype = _DTYPES.get(self.dtype)
         if dtype is None:
             raise EdgeRuntimeError(f"{self.name} is stored as {self.dtype}; {', '.join(_DTYPES)} can be read")
-        shape = self.shape
+        return dtype
+
+    def _widened(self, part: NDArray[Any]) -> NDArray[np.float32]:
+        if self.dtype == "BF16":
+            widened = part.astype(np.uint32)
+            widened <<= np.uint32(16)
+            return widened.view(np.float32)
+        return part.astype(np.float32)
+
+    def stored(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows start..stop as they are in the file; bfloat16 as uint16."""
+        dtype, shape = self._stored(), self.shape
         row = dtype.itemsize * math.prod(shape[1:])
         if shape:
             start, stop, _ = slice(start, stop).indices(shape[0])
@@ -134,6 +155,12 @@ class Checkpoint:
             )
         return tensor
 
+    def replace(self, tensor: Tensor, parts: Iterable[str] = ()) -> None:
+        """Puts `tensor` in the place of the one of its name, or of those called `parts` that it is made of."""
+        for part in parts:
+            del self._tensors[part]
+        self._tensors[tensor.name] = tensor
+
     def _add(self, path: Path) -> None:
         try:
             file = path.open("rb", buffering=0)
@@ -183,6 +210,9 @@ def _read(file: BinaryIO, offset: int, count: int) -> bytearray:
         done += got
     view.release()
     del data[done:]
+    if count >= _LARGE and hasattr(os, "posix_fadvise"):
+        # Most of a checkpoint is read once: it need not push out of memory what other programs keep there.
+        os.posix_fadvise(file.fileno(), offset, count, os.POSIX_FADV_DONTNEED)
     return data
 
 

@@ -2,7 +2,8 @@
 
 Inputs
     pixel_values [N, 3 * patch^2] float32 in 0..1    the N = gw * gh patches of one image, row by row, none for padding
-    pixel_position_ids [N, 2] int64                  (x, y) of each; gw and gh are multiples of the pooling size
+    pixel_position_ids [N, 2] int64                  (x, y) of each; gw and gh are multiples of the pooling size and at
+                                                     most the largest budget times it
 Output
     image_features [N / pool^2, H] float32           soft tokens of the decoder's hidden size
 """
@@ -17,6 +18,7 @@ import numpy as np
 from edge_runtime.export.graph import FLOAT, INT64, MS, Graph
 from edge_runtime.export.matrix import head_rows
 from edge_runtime.export.tower import clipped_linear, norm, project
+from edge_runtime.gemma.image import BUDGETS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +73,8 @@ class _Vision:
         shape = (2, vision.position_table_size, vision.hidden_size)
         table = weights.vector("position_embedding_table", *shape)
         for axis, ids in enumerate((columns, rows)):
-            constant = graph.const(table[axis], f"position_embedding_{axis}")
+            # No image that keeps to a budget has more patches on a side.
+            constant = graph.const(table[axis, : max(BUDGETS) * vision.pool_size], f"position_embedding_{axis}")
             hidden = graph.add(hidden, graph.op("Gather", [constant, ids], axis=0))
         return graph.op("Unsqueeze", [hidden, graph.ints(0)])
 

@@ -122,9 +122,21 @@ class LogMel:
                 "too_large",
             )
         left = self.frame_length // 2
-        padded = np.pad(samples.astype(np.float32, copy=False), (left, -count % PAD_SAMPLES))
-        # One sample more than a frame is needed to start one, as where a checkpoint would use pre-emphasis.
-        windows = np.lib.stride_tricks.sliding_window_view(padded, self.frame_length + 1)[:: self.hop_length, :-1]
+        log_mel = self.frames(np.pad(samples.astype(np.float32, copy=False), (left, -count % PAD_SAMPLES)))
+        mask = np.arange(len(log_mel)) < self.valid_frames(count)
+        return log_mel * mask[:, None], mask
+
+    def frames(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-mel of every whole frame of some samples, without padding or mask.
+
+        Args:
+            samples: float32 `[n]`, at least `frame_length + 1`: one sample more than a frame is needed to start one, as
+                where a checkpoint would use pre-emphasis.
+
+        Returns:
+            float32 `[(n - frame_length - 1) // hop_length + 1, num_mels]`.
+        """
+        windows = np.lib.stride_tricks.sliding_window_view(samples, self.frame_length + 1)[:: self.hop_length, :-1]
         if self.scale != 1.0:
             windows = windows * np.float32(self.scale)
         spectrum = np.abs(np.fft.rfft(windows * self._window, n=self.fft_length, axis=-1))
@@ -133,8 +145,7 @@ class LogMel:
             log_mel -= np.asarray(self.mean)
         if self.stddev:
             log_mel /= np.asarray(self.stddev)
-        mask = np.arange(len(log_mel)) < self.valid_frames(count)
-        return (log_mel * mask[:, None]).astype(np.float32), mask
+        return log_mel.astype(np.float32)
 
     @cached_property
     def _window(self) -> NDArray[np.float32]:
@@ -152,6 +163,33 @@ class LogMel:
         down, up = -slopes[:, :-2] / width[:-1], slopes[:, 2:] / width[1:]
         filters: NDArray[np.float64] = np.maximum(0.0, np.minimum(down, up))
         return filters
+
+
+class LogMelStream:
+    """Frames of a sound that is still going on: together the valid ones that `LogMel.features` gives for the whole.
+
+    A frame comes as soon as its last sample is there, so there is nothing left to flush at the end.
+    """
+
+    def __init__(self, log_mel: LogMel) -> None:
+        self._log_mel = log_mel
+        self._rest = np.zeros(log_mel.frame_length // 2, np.float32)
+
+    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Takes any number of samples.
+
+        Args:
+            samples: float32 `[n]`, mono, in -1..1, at the model's rate.
+
+        Returns:
+            float32 `[frames, num_mels]`, the frames that are complete now and were not before.
+        """
+        mel = self._log_mel
+        held = np.concatenate([self._rest, samples.astype(np.float32, copy=False)])
+        count = max(0, (len(held) - mel.frame_length - 1) // mel.hop_length + 1)
+        # A copy: a view would keep all that was pushed alive.
+        self._rest = held[count * mel.hop_length :].copy()
+        return mel.frames(held) if count else np.zeros((0, mel.num_mels), np.float32)
 
 
 def _mel(hertz: float) -> float:

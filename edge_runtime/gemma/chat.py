@@ -69,6 +69,11 @@ class Prompt:
     ids: tuple[int, ...]
     spans: tuple[SoftSpan, ...] = ()
 
+    @property
+    def images(self) -> list[tuple[int, int]]:
+        """The first soft token of each image, and the end of them."""
+        return [(span.start, span.start + span.count) for span in self.spans if span.kind == "image"]
+
 
 def check_chat(messages: Any, tools: Any = None) -> Chat:
     """Checks messages and tools and parts them from their media.

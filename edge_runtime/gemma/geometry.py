@@ -28,6 +28,13 @@ _DEFAULT_ROPE: dict[str, dict[str, Any]] = {
 }
 
 
+def unsupported(what: str) -> EdgeRuntimeError:
+    """The error for a model that has something no graph here computes."""
+    return EdgeRuntimeError(
+        f"config.json: {what} is not supported; llama.cpp may run it as a GGUF: `edge-runtime models` lists some"
+    )
+
+
 @dataclass(frozen=True)
 class AssistantGeometry:
     """The drafter (gemma4_assistant): a small decoder that reads its target's keys and values."""
@@ -91,11 +98,16 @@ class Geometry:
         elif model_type == "gemma4":
             outer, inner = config, _section(config, "text_config")
         else:
-            raise EdgeRuntimeError(f"config.json: model_type is {model_type!r}; known are 'gemma4' and 'gemma4_text'")
+            raise EdgeRuntimeError(
+                f"config.json: model_type is {model_type!r}; known are 'gemma4' and 'gemma4_text' "
+                "(others, such as the 12B, run as GGUF: `edge-runtime models` lists some)"
+            )
+        if config.get("tie_word_embeddings", True) is False:
+            raise unsupported("an output head of its own (tie_word_embeddings false)")
         vision, audio = outer.get("vision_config"), outer.get("audio_config")
         sees, hears = vision is not None, audio is not None
         return cls(
-            text=_text(inner),
+            text=_text(inner, sees=sees),
             vision=_vision(vision) if vision is not None else None,
             audio=_audio(audio) if audio is not None else None,
             pad=_token(inner.get("pad_token_id", 0)) or 0,
@@ -189,9 +201,12 @@ def _per_layer(config: Mapping[str, Any], types: tuple[str, ...]) -> tuple[tuple
         if config.get("attention_k_eq_v") and config.get("num_global_key_value_heads"):
             override["num_key_value_heads"] = config["num_global_key_value_heads"]
         given = {str(i): override for i, t in enumerate(types) if t == FULL}
+    if not isinstance(given, dict) or not all(str(i).isdecimal() for i in given):
+        raise EdgeRuntimeError("config.json: per_layer_config must map layer numbers to their values")
+    by_layer = {int(i): row for i, row in given.items()}  # transformers writes "05" before "11"
     rows: list[tuple[int, int]] = []
     for i in range(len(types)):
-        row = given.get(str(i), given.get(i, {}))
+        row = by_layer.get(i, {})
         unknown = {k for k, v in row.items() if v and v != config.get(k)} - {"head_dim", "num_key_value_heads"}
         if unknown:
             raise EdgeRuntimeError(f"config.json: per_layer_config of layer {i} sets {', '.join(sorted(unknown))}")
@@ -218,21 +233,33 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Features of the architecture that no graph here computes."""
-    if config.get("enable_moe_block"):
-        raise EdgeRuntimeError("config.json: mixture-of-experts models (enable_moe_block) are not supported")
-    if config.get("use_bidirectional_attention"):
-        mode = config["use_bidirectional_attention"]
-        raise EdgeRuntimeError(f"config.json: use_bidirectional_attention {mode!r} is not supported")
-    if config.get("attention_bias"):
-        raise EdgeRuntimeError("config.json: attention_bias is not supported")
-    if config.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise EdgeRuntimeError(f"config.json: hidden_activation {config['hidden_activation']!r} is not supported")
-    if config.get("tie_word_embeddings", True) is False:
-        raise EdgeRuntimeError("config.json: untied word embeddings (tie_word_embeddings false) are not supported")
+    """Features of the architecture that no graph here computes, and no published Gemma 4 has."""
+    mode, activation = config.get("use_bidirectional_attention"), config.get("hidden_activation", "gelu_pytorch_tanh")
+    refused = {
+        f"use_bidirectional_attention {mode!r}": mode not in {None, "vision"},
+        "attention_bias": config.get("attention_bias"),
+        f"hidden_activation {activation!r}": activation != "gelu_pytorch_tanh",
+    }
+    for what, given in refused.items():
+        if given:
+            raise unsupported(what)
 
 
-def _text(config: Mapping[str, Any], *, drafter: bool = False) -> TextGeometry:
+def _experts(config: Mapping[str, Any]) -> dict[str, int]:
+    """The fields of TextGeometry that say how many experts there are, how many a token takes, and their width."""
+    if not config.get("enable_moe_block"):
+        return {"num_experts": 0, "experts_per_token": 0, "expert_width": 0}
+    count, taken = _need(config, "num_experts"), _need(config, "top_k_experts")
+    if taken > count:
+        raise EdgeRuntimeError(f"config.json: top_k_experts is {taken}, there are {count} experts")
+    return {
+        "num_experts": count,
+        "experts_per_token": taken,
+        "expert_width": _need(config, "moe_intermediate_size"),
+    }
+
+
+def _text(config: Mapping[str, Any], *, sees: bool = False, drafter: bool = False) -> TextGeometry:
     _refuse_unsupported(config)
     layers, heads = _need(config, "num_hidden_layers"), _need(config, "num_attention_heads")
     types = _layer_types(config, layers)
@@ -272,6 +299,8 @@ def _text(config: Mapping[str, Any], *, drafter: bool = False) -> TextGeometry:
         rms_eps=float(config.get("rms_norm_eps", 1e-6)),
         softcap=float(config.get("final_logit_softcapping") or 0.0),
         k_eq_v=bool(config.get("attention_k_eq_v", False)),
+        bidirectional_images=sees and config.get("use_bidirectional_attention") == "vision",
+        **_experts(config),
         max_positions=int(config.get("max_position_embeddings", 131_072)),
     )
 
@@ -279,7 +308,8 @@ def _text(config: Mapping[str, Any], *, drafter: bool = False) -> TextGeometry:
 def _vision(config: Mapping[str, Any]) -> VisionGeometry:
     hidden, heads = int(config.get("hidden_size", 768)), int(config.get("num_attention_heads", 12))
     rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type", "axial") != "axial":
+    # Published checkpoints call the axial form "default", and so transformers reads it.
+    if rope.get("rope_type", "axial") not in {"axial", "default"}:
         raise EdgeRuntimeError(f"config.json: rope_type {rope['rope_type']!r} of the vision tower is not supported")
     if config.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh" or config.get("attention_bias"):
         raise EdgeRuntimeError("config.json: the vision tower's activation or attention_bias is not supported")

@@ -40,6 +40,12 @@ class TextGeometry:
     k_eq_v: bool
     """Full layers take their values from k_proj."""
     max_positions: int
+    bidirectional_images: bool = False
+    """On sliding layers the soft tokens of an image see each other, not only those before."""
+    num_experts: int = 0
+    """Experts beside each layer's MLP; 0 where there are none."""
+    experts_per_token: int = 0
+    expert_width: int = 0
 
     @property
     def num_shared_layers(self) -> int:

@@ -12,6 +12,7 @@ import soundfile
 
 import edge_runtime
 from edge_runtime.engine.onnx.engine import OnnxEngine
+from edge_runtime.engine.onnx.session import open_session
 from edge_runtime.engine.protocol import Request, Sampling
 from edge_runtime.errors import EdgeRuntimeError
 from tests.engine import runs
@@ -203,13 +204,10 @@ def test_bad_settings_of_load(fp32_bundle: Path):
             edge_runtime.load(fp32_bundle, **settings)
 
 
-def test_a_damaged_graph_gives_one_line(fp32_bundle: Path, tmp_path: Path):
-    for file in fp32_bundle.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "decoder_model_merged.onnx").unlink()
+def test_a_graph_that_is_none_gives_one_line(tmp_path: Path):
     (tmp_path / "decoder_model_merged.onnx").write_bytes(b"nonsense")
     with pytest.raises(EdgeRuntimeError, match="the graph cannot be loaded") as error:
-        edge_runtime.load(tmp_path)
+        open_session(tmp_path / "decoder_model_merged.onnx", 1)
     assert "\n" not in str(error.value)
 
 

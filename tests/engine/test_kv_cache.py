@@ -14,7 +14,7 @@ from edge_runtime.errors import EdgeRuntimeError
 WINDOW = 5
 
 
-def cache(context: int = 64, chunk: int = 4) -> KVCache:
+def cache(context: int = 64, chunk: int = 4, largest: int = 0) -> KVCache:
     geometry: Any = SimpleNamespace(
         num_own_layers=2,
         sliding_window=WINDOW,
@@ -22,7 +22,7 @@ def cache(context: int = 64, chunk: int = 4) -> KVCache:
         head_dims=(2, 4, 2),
         is_full=lambda layer: layer == 1,
     )
-    return KVCache(geometry, context, chunk)
+    return KVCache(geometry, context, chunk, largest=largest)
 
 
 def write(kv: KVCache, tokens: int) -> None:
@@ -59,6 +59,18 @@ def test_the_window_is_always_resident_in_order(chunks):
         assert kv.resident >= min(kv.total, tokens + WINDOW - 1)
         assert kv.resident <= WINDOW + 4
         assert kv.buffers[1, "key"][0, 0, : kv.total, 0].tolist() == list(range(kv.total))
+
+
+@given(st.lists(st.sampled_from([1, 1, 1, 4, 9]), max_size=12))
+def test_rows_for_long_chunks_are_used_by_those_alone(chunks):
+    kv = cache(context=200, largest=9)
+    assert kv.buffers[0, "key"].shape == (1, 1, WINDOW + 9, 2)
+    for tokens in chunks:
+        before = min(kv.total, WINDOW - 1)
+        write(kv, tokens)
+        rows = kv.buffers[0, "key"][0, 0, : kv.resident, 0]
+        assert rows.tolist() == list(range(kv.total - kv.resident, kv.total))
+        assert before + tokens <= kv.resident <= WINDOW + max(tokens, 4)
 
 
 def test_moving_happens_only_when_full():

@@ -158,7 +158,13 @@ def test_command_limits_each_group(speech, use, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["eval", "kld", "x"], ["eval", "wer"], ["eval", "wer", "x", "--limit", "0"], ["eval", "wer", "x", "--limit", "b"]],
+    [
+        ["eval", "mmlu", "x"],
+        ["eval", "kld", "--limit", "0"],
+        ["eval", "wer"],
+        ["eval", "wer", "x", "--limit", "0"],
+        ["eval", "wer", "x", "--limit", "b"],
+    ],
 )
 def test_wrong_use_is_one_line(words, capsys):
     with pytest.raises(SystemExit) as error:

@@ -8,10 +8,12 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_runtime.bundle import names
+from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
 from edge_runtime.gemma.rope import rope_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from edge_runtime.bundle.manifest import Manifest
@@ -26,14 +28,24 @@ def session(path: Path) -> Any:
 
 
 class Runner:
-    """Feeds token chunks; `step(ids, keep)` gives logits [keep, V] and last hidden states [keep, H]."""
+    """Feeds token chunks; `step(ids, keep)` gives logits [keep, V] and last hidden states [keep, H].
+
+    `watch`: outputs of the graph that each step puts into `watched` too.
+    """
+
+    watch: Sequence[str] = ()
+    watched: Mapping[str, Any]
 
     def __init__(self, bundle: Path, manifest: Manifest, *, capacity: int = 256, chunk: int = 16) -> None:
         self.text = manifest.geometry.text
         self.pad = manifest.geometry.pad
         self.session = session(bundle / names.DECODER)
         self.inputs = {value.name for value in self.session.get_inputs()}
-        self.embed = Table.open(bundle / names.EMBED_TABLE, manifest.tables[names.EMBED_TABLE])
+        self.embed: Table | SharedTable
+        if manifest.embedding:
+            self.embed = SharedTable.open(bundle, manifest.embedding)
+        else:
+            self.embed = Table.open(bundle / names.EMBED_TABLE, manifest.tables[names.EMBED_TABLE])
         self.ple = None
         if self.text.ple_dim:
             self.ple = Table.open(bundle / names.PLE_TABLE, manifest.tables[names.PLE_TABLE])
@@ -87,8 +99,12 @@ class Runner:
         binding.bind_output("last_hidden_state")
         for (layer, part), cache in self.caches.items():
             binding.bind_ortvalue_output(names.present(layer, part), cache)
+        for name in self.watch:
+            binding.bind_output(name)
         self.session.run_with_iobinding(binding)
-        logits, hidden = binding.get_outputs()[:2]
+        outputs = binding.get_outputs()
+        logits, hidden = outputs[:2]
+        self.watched = {name: outputs[2 + len(self.caches) + at].numpy() for at, name in enumerate(self.watch)}
         return logits.numpy()[0].copy(), hidden.numpy()[0].copy()
 
     def lengths(self) -> dict[str, Any]:

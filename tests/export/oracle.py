@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,13 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 torch.set_num_threads(1)
+
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+IMAGE = 120  # the id of an image's soft tokens
 
 _modes = Gemma4TextConfig.kv_sharing_modes.fget
 
@@ -67,6 +72,10 @@ def randomize(model: torch.nn.Module, seed: int, *, bound: float = math.inf) -> 
                 weight.copy_((0.3 if "q_norm" in name else 1.0) * (1 + 0.2 * torch.randn_like(weight)))
             elif "embed" in name:
                 weight.copy_(0.3 * torch.randn_like(weight))
+            elif "router" in name:
+                weight.copy_(torch.randn_like(weight))  # what it multiplies has length 1
+            elif ".experts." in name:
+                weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
             else:
                 weight.copy_(torch.randn_like(weight) / weight[0].numel() ** 0.5)
         for name, buffer in model.named_buffers():
@@ -79,20 +88,32 @@ def randomize(model: torch.nn.Module, seed: int, *, bound: float = math.inf) -> 
                 buffer.copy_(sign * bound * (0.7 + 0.6 * torch.rand_like(buffer)))
 
 
-def text_model(folder: Path, seed: int = 0, **changes: Any) -> Any:
-    model = Gemma4ForCausalLM(Gemma4TextConfig(**text_config(**changes))).eval()
+def text_model(folder: Path, seed: int = 0, *, layer_scalars: Sequence[float] = (), **changes: Any) -> Any:
+    """Eager float32; `layer_scalars` go round the layers."""
+    config = Gemma4TextConfig(**text_config(**changes), **EAGER)
+    model = Gemma4ForCausalLM(config).eval()
     randomize(model, seed)
+    for layer, scalar in zip(model.model.layers, itertools.cycle(layer_scalars), strict=False):
+        layer.layer_scalar.fill_(scalar)
     model.save_pretrained(folder)
     return model
 
 
-def whole_model(folder: Path, vision: dict[str, Any], audio: dict[str, Any], bound: float, seed: int = 0) -> Any:
-    text = text_config()
+def whole_model(
+    folder: Path,
+    vision: dict[str, Any],
+    audio: dict[str, Any] | None,
+    bound: float = math.inf,
+    seed: int = 0,
+    **changes: Any,
+) -> Any:
+    """A decoder, changed, with an image tower and, unless None, one for sound."""
     config = Gemma4Config(
-        text_config=text,
+        text_config=text_config(**changes),
         vision_config=Gemma4VisionConfig(**vision).to_dict(),
-        audio_config=Gemma4AudioConfig(**audio).to_dict(),
-        image_token_id=120,
+        audio_config=None if audio is None else Gemma4AudioConfig(**audio).to_dict(),
+        **EAGER,
+        image_token_id=IMAGE,
         audio_token_id=121,
         video_token_id=122,
         boi_token_id=123,
@@ -106,29 +127,32 @@ def whole_model(folder: Path, vision: dict[str, Any], audio: dict[str, Any], bou
     return model
 
 
-def drafter_model(folder: Path, seed: int = 0, *, ordered: bool, **changes: Any) -> Any:
-    values = text_config(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        layer_types=["sliding_attention"] * 3 + ["full_attention"],
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=0,
-        num_kv_shared_layers=4,
-        use_double_wide_mlp=False,
-        final_logit_softcapping=None,
-        **changes,
-    )
+def drafter_model(
+    folder: Path, seed: int = 0, *, ordered: bool, centroids: int = 16, top_k: int = 4, **changes: Any
+) -> Any:
+    """A drafter of a model whose hidden size is 64."""
+    defaults: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+        "use_double_wide_mlp": False,
+        "final_logit_softcapping": None,
+    }
+    values = text_config(**defaults | changes)
+    values["num_kv_shared_layers"] = values["num_hidden_layers"]
     config = Gemma4AssistantConfig(
         text_config=values,
         backbone_hidden_size=64,
         use_ordered_embeddings=ordered,
-        num_centroids=16,
-        centroid_intermediate_top_k=4,
+        num_centroids=centroids,
+        centroid_intermediate_top_k=top_k,
     )
     model = Gemma4AssistantForCausalLM(config).eval()
     randomize(model, seed)
     if ordered:
-        model.masked_embedding.token_ordering.copy_(torch.randperm(128))
+        model.masked_embedding.token_ordering.copy_(torch.randperm(values["vocab_size"]))
     model.save_pretrained(folder)
     return model

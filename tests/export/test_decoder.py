@@ -1,17 +1,34 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from edge_runtime.bundle import names
 from edge_runtime.bundle.manifest import read_manifest
+from edge_runtime.engine.onnx.decoder import Decoder
 from edge_runtime.export import export_checkpoint
+from edge_runtime.export.decoder import build_decoder
+from edge_runtime.export.graph import Graph
+from edge_runtime.export.quant import FP32
+from edge_runtime.export.safetensors import Checkpoint
+from edge_runtime.export.weights import Weights
 from tests.export.decoding import Runner
-from tests.export.tiny import CONFIG, forward, write_checkpoint
+from tests.export.reference import forward
+from tests.export.tiny import CONFIG, write_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+LARGE = {
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+}
+EXPERTS = {"enable_moe_block": True, "num_experts": 9, "top_k_experts": 2, "moe_intermediate_size": 32}
 
 IDS = np.random.default_rng(5).integers(0, 96, 48)
 
@@ -28,8 +45,11 @@ def build(folder: Path, recipe: str = "fp32", **changes: Any) -> tuple[Path, dic
         {},
         {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
         {"hidden_size": 48, "hidden_size_per_layer_input": 12, "num_kv_shared_layers": 4},
+        LARGE,
+        {**LARGE, **EXPERTS},
+        {**EXPERTS, "num_experts": 4, "top_k_experts": 4, "moe_intermediate_size": 12},
     ],
-    ids=["shared", "plain", "odd sizes"],
+    ids=["shared", "plain", "odd sizes", "values from keys", "experts", "all experts, shared"],
 )
 def test_logits_equal_those_of_numpy(tmp_path: Path, changes: dict[str, Any]) -> None:
     bundle, tensors = build(tmp_path, **changes)
@@ -55,6 +75,31 @@ def test_chunks_and_kept_positions_change_nothing(tmp_path: Path, recipe: str, c
         limit = 1e-4 if recipe == "fp32" else 0.2
         assert np.abs(logits - whole[at - keep : at]).max() < limit
         assert np.abs(last - hidden[at - keep : at]).max() < limit
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"sliding_window": 40}, {**LARGE, **EXPERTS}], ids=["shared", "long window", "as 26B-A4B"]
+)
+def test_images_see_themselves_whole(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The graph of a model that sees, on tokens that stand for soft ones; images longer than the window and not."""
+    images = [(3, 12), (14, 18), (25, 37)]
+    bundle, tensors = build(tmp_path, **changes)
+    manifest = read_manifest(bundle)
+    text = replace(manifest.geometry.text, bidirectional_images=True)
+    with Checkpoint(tmp_path / "model") as checkpoint, Graph(bundle, names.DECODER, lambda _: FP32) as graph:
+        build_decoder(graph, Weights.of_decoder(checkpoint), text)
+        graph.save()
+    expected = forward(tensors, {**CONFIG, **changes}, IDS, images=images)
+    assert np.abs(expected - forward(tensors, {**CONFIG, **changes}, IDS)).max() > 0.1
+    seeing = replace(manifest, geometry=replace(manifest.geometry, text=text))
+    decoder = Decoder(bundle, seeing, context=48, threads=1, chunk=48)
+    for size in (48, 10, 1):
+        decoder.begin(images)
+        for first, end in decoder.cuts(48, size):
+            keep = (end - first + 1) // 2
+            logits = decoder.step(IDS[first:end], decoder.embed(IDS[first:end]), keep)
+            assert np.abs(logits - expected[end - keep : end]).max() < 1e-3
+    decoder.close()
 
 
 def test_soft_tokens_take_the_pad_row(tmp_path: Path) -> None:

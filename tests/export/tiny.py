@@ -1,4 +1,4 @@
-"""Writes small random checkpoints with numpy alone, and runs them with numpy alone."""
+"""Writes small random checkpoints with numpy alone."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ def to_bf16(array: Any) -> Any:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], dtype: str = "F32") -> None:
-    """Writes float arrays as `dtype` (F32, F16 or BF16) and integer arrays as I64."""
+    """Writes float arrays as `dtype` (F32, F16 or BF16), int32 as I32 and other integers as I64."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     blobs, offset = [], 0
     for name, array in tensors.items():
         if np.issubdtype(array.dtype, np.integer):
             # uint16 holds bfloat16 that is rounded already.
-            kind, data = ("BF16", array) if array.dtype == np.uint16 else ("I64", array.astype(np.int64))
+            kind = {"uint16": "BF16", "int32": "I32"}.get(array.dtype.name, "I64")
+            data = array.astype(np.int64) if kind == "I64" else array
         else:
             kind = dtype
             data = {"F32": lambda a: a.astype(np.float32), "F16": lambda a: a.astype(np.float16), "BF16": to_bf16}[
@@ -92,16 +93,23 @@ def decoder_tensors(geometry: Geometry, seed: int = 0, prefix: str = "model.") -
             layer["per_layer_input_gate"] = (ple, hidden)
             layer["per_layer_projection"] = (hidden, ple)
             norms.append("post_per_layer_input_norm")
+        bare: dict[str, tuple[int, ...]] = {"layer_scalar": (1,)}
+        if count := text.num_experts:
+            norms += ["pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2"]
+            layer["router.proj"] = (count, hidden)
+            bare |= {"router.scale": (hidden,), "router.per_expert_scale": (count,)}
+            bare["experts.gate_up_proj"] = (count, 2 * text.expert_width, hidden)
+            bare["experts.down_proj"] = (count, hidden, text.expert_width)
         layer |= dict.fromkeys(norms, (hidden,))
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-        shapes[f"layers.{i}.layer_scalar"] = (1,)
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in bare.items()}
     tensors = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape).astype(np.float32)
         if len(shape) == 1:
             noise = (0.3 if "q_norm" in name else 1.0) * (1 + 0.2 * noise)
         else:
-            noise *= 0.3 if "embed" in name else 1 / math.sqrt(shape[-1])
+            noise *= 0.3 if "embed" in name else 1.0 if "router" in name else 1 / math.sqrt(shape[-1])
         tensors[prefix + name] = noise
     return tensors
 
@@ -115,66 +123,3 @@ def write_checkpoint(folder: Path, *, dtype: str = "F32", seed: int = 0, **chang
     (folder / "tokenizer.json").write_text("{}")
     write_safetensors(folder / "model.safetensors", tensors, dtype)
     return tensors
-
-
-def rms(x: Any, weight: Any = 1.0, eps: float = 1e-6) -> Any:
-    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * weight
-
-
-def gelu(x: Any) -> Any:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def turn(x: Any, theta: float, pairs: int) -> Any:
-    """rotate_half over the whole head [T, heads, dim]; the frequencies of pairs past `pairs` are 0."""
-    half = x.shape[-1] // 2
-    frequencies = np.where(np.arange(half) < pairs, theta ** (-np.arange(half) / half), 0.0)
-    angle = np.arange(len(x))[:, None, None] * frequencies
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
-
-
-def forward(tensors: dict[str, Any], config: dict[str, Any], ids: Any) -> Any:
-    """Logits [T, V] of Gemma 4's decoder in float64, written from its description and not from the exporter."""
-    text = Geometry.from_config(config).text
-    w = {name.removeprefix("model."): tensor.astype(np.float64) for name, tensor in tensors.items()}
-    x = w["embed_tokens.weight"][ids] * math.sqrt(text.hidden_size)
-    count, layers, ple = len(ids), text.num_layers, text.ple_dim
-    if ple:
-        token = w["embed_tokens_per_layer.weight"][ids].reshape(count, layers, ple) * math.sqrt(ple)
-        context = x @ w["per_layer_model_projection.weight"].T * text.hidden_size**-0.5
-        context = rms(context.reshape(count, layers, ple), w["per_layer_projection_norm.weight"])
-        per_layer = (context + token) * 2**-0.5
-    query, key = np.arange(count)[:, None], np.arange(count)[None, :]
-    kept: dict[int, tuple[Any, Any]] = {}
-    for i in range(layers):
-
-        def m(name: str, layer: int = i) -> Any:
-            return w[f"layers.{layer}.{name}.weight"]
-
-        dim, full = text.head_dims[i], text.is_full(i)
-        theta = text.rope_theta_full if full else text.rope_theta_sliding
-        pairs = dim // 8 if full else dim // 2  # partial_rotary_factor 0.25
-        y = rms(x, m("input_layernorm"))
-        q = rms((y @ m("self_attn.q_proj").T).reshape(count, -1, dim), m("self_attn.q_norm"))
-        if text.kv_sources[i] == i:
-            k = rms((y @ m("self_attn.k_proj").T).reshape(count, -1, dim), m("self_attn.k_norm"))
-            v = rms((y @ m("self_attn.v_proj").T).reshape(count, -1, dim))
-            kept[i] = turn(k, theta, pairs), v
-        k, v = (np.repeat(t, text.num_heads // text.kv_heads[i], 1) for t in kept[text.kv_sources[i]])
-        scores = np.einsum("qhd,khd->hqk", turn(q, theta, pairs), k)
-        seen = (key <= query) & (full | (key > query - text.sliding_window))
-        scores = np.where(seen, scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        attended = np.einsum("hqk,khd->qhd", weights, v).reshape(count, -1) @ m("self_attn.o_proj").T
-        x = x + rms(attended, m("post_attention_layernorm"))
-        y = rms(x, m("pre_feedforward_layernorm"))
-        y = (gelu(y @ m("mlp.gate_proj").T) * (y @ m("mlp.up_proj").T)) @ m("mlp.down_proj").T
-        x = x + rms(y, m("post_feedforward_layernorm"))
-        if ple:
-            y = (gelu(x @ m("per_layer_input_gate").T) * per_layer[:, i]) @ m("per_layer_projection").T
-            x = x + rms(y, m("post_per_layer_input_norm"))
-        x = x * w[f"layers.{i}.layer_scalar"]
-    logits = rms(x, w["norm.weight"]) @ w["embed_tokens.weight"].T
-    return text.softcap * np.tanh(logits / text.softcap) if text.softcap else logits

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.gemma.audio import LogMel
+from edge_runtime.gemma.audio import LogMel, LogMelStream
 
 MEL = LogMel()
 LENGTHS = [161, 162, 200, 320, 321, 480, 481, 639, 641, 1000, 15_999, 16_000, 16_001, 37_123, 479_999, 480_000]
@@ -56,6 +56,18 @@ def test_shape_and_mask(samples):
     assert mask.sum() == MEL.valid_frames(samples)
     assert np.all(mask[:-1] >= mask[1:])  # valid frames come first
     assert not features[~mask].any()
+
+
+@pytest.mark.parametrize("size", [1, 160, 161, 640, 10_000])
+def test_a_stream_gives_the_valid_frames(size):
+    for samples in (0, 160, *(count for count in LENGTHS if count < 20_000)):
+        clip, stream = noise(samples), LogMelStream(MEL)
+        step = max(size, samples // 1000)
+        frames = np.concatenate([stream.push(clip[at : at + step]) for at in range(0, samples + 1, step)])
+        assert len(frames) == MEL.valid_frames(samples)
+        if samples > 160:
+            features, mask = MEL.features(clip)
+            assert np.abs(frames - features[mask]).max() < 1e-6
 
 
 def test_a_tone_lights_its_band():

@@ -66,6 +66,7 @@ def test_placeholders_are_expanded():
     text = TOKENIZER.decode(prompt.ids, skip_special=False)
     assert text == "a<|image><|image|><|image|><|image|><image|>b<|audio><|audio|><|audio|><audio|>"
     assert prompt.spans == (SoftSpan("image", 2, 3), SoftSpan("audio", 8, 2))
+    assert prompt.images == [(2, 5)]
     assert all(
         prompt.ids[span.start + i] == TOKENIZER.encode(f"<|{span.kind}|>")[0]
         for span in prompt.spans

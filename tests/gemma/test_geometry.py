@@ -75,6 +75,22 @@ def test_global_kv_heads_count_only_with_k_eq_v() -> None:
     assert on.kv_heads[:5] == (1, 1, 1, 1, 2)
 
 
+def test_experts_count_only_where_they_are_enabled() -> None:
+    experts = {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+    off = Geometry.from_config(changed(**experts)).text
+    on = Geometry.from_config(changed(**experts, enable_moe_block=True)).text
+    assert (off.num_experts, off.experts_per_token, off.expert_width) == (0, 0, 0)
+    assert (on.num_experts, on.experts_per_token, on.expert_width) == (128, 8, 704)
+
+
+def test_images_are_bidirectional_only_in_a_model_that_sees() -> None:
+    config = changed(use_bidirectional_attention="vision")
+    assert Geometry.from_config(config).text.bidirectional_images
+    assert not Geometry.from_config(config | {"vision_config": None}).text.bidirectional_images
+    assert not Geometry.from_config({"model_type": "gemma4_text"} | config["text_config"]).text.bidirectional_images
+    assert not Geometry.from_config(E2B).text.bidirectional_images
+
+
 def test_json_round_trip() -> None:
     assistant = AssistantGeometry.from_config(
         {"model_type": "gemma4_assistant", "text_config": E2B["text_config"], "use_ordered_embeddings": True}
@@ -93,16 +109,18 @@ def test_json_round_trip() -> None:
     ("config", "expected"),
     [
         ({"model_type": "gemma3"}, "model_type is 'gemma3'"),
+        ({"model_type": "gemma4_unified"}, "model_type is 'gemma4_unified'.*12B.*GGUF"),
         ({}, "model_type is None"),
         ({"model_type": "gemma4"}, "no text_config"),
         (changed(hidden_size=None), "hidden_size is None"),
         (changed(layer_types=[SLIDING]), "layer_types must name 35 layers"),
         (changed(layer_types=["chunked"] * 35), "layer_types"),
         (changed(num_kv_shared_layers=33), "no layer of type full_attention keeps keys"),
-        (changed(enable_moe_block=True), "mixture-of-experts"),
-        (changed(use_bidirectional_attention="vision"), "use_bidirectional_attention 'vision'"),
-        (changed(attention_bias=True), "attention_bias"),
-        (changed(tie_word_embeddings=False), "untied"),
+        (changed(enable_moe_block=True), "num_experts is None"),
+        (changed(enable_moe_block=True, num_experts=4, top_k_experts=5), "top_k_experts is 5, there are 4"),
+        (changed(use_bidirectional_attention="all"), "use_bidirectional_attention 'all'.*GGUF"),
+        (changed(attention_bias=True), "attention_bias.*GGUF"),
+        (E2B | {"tie_word_embeddings": False}, "tie_word_embeddings false.*GGUF"),
         (changed(num_key_value_heads=3), "cannot share"),
         (changed(hidden_activation="relu"), "hidden_activation"),
         (changed(per_layer_config={"4": {"head_dim": 512}}), "differs between"),

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.bundle import names
+from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
+from edge_runtime.engine.onnx.chunks import cuts, window_bias
 from edge_runtime.engine.onnx.kv_cache import KVCache
 from edge_runtime.engine.onnx.session import open_session
+from edge_runtime.gemma.image import BUDGETS
 from edge_runtime.gemma.rope import rope_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from edge_runtime.bundle.checksums import Checksums
     from edge_runtime.bundle.manifest import Manifest
 
 CHUNK = 256
@@ -31,8 +36,17 @@ class Decoder:
         context: Tokens at most.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, context: int, threads: int, chunk: int = CHUNK) -> None:
-        """Opens the graph and the embedding tables of a bundle.
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        context: int,
+        threads: int,
+        chunk: int = CHUNK,
+        checksums: Checksums | None = None,
+    ) -> None:
+        """Opens the graph and the embedding tables of a bundle; None as checksums: the files are not checked.
 
         Raises:
             EdgeRuntimeError: A file is missing or damaged.
@@ -42,13 +56,18 @@ class Decoder:
         self._text = manifest.geometry.text
         self._pad = manifest.geometry.pad
         self.context, self.chunk = context, chunk
-        self._session = open_session(folder / names.DECODER, threads)
-        self._embed = Table.open(folder / names.EMBED_TABLE, manifest.tables[names.EMBED_TABLE])
-        self._per_layer = (
-            Table.open(folder / names.PLE_TABLE, manifest.tables[names.PLE_TABLE]) if self._text.ple_dim else None
-        )
+        self._session = open_session(folder / names.DECODER, threads, checksums)
+
+        def open_table(name: str) -> Table:
+            return Table.open(folder / name, manifest.tables[name], checksums.pages(name) if checksums else None)
+
+        shared = manifest.embedding
+        self._embed = SharedTable.open(folder, shared) if shared else open_table(names.EMBED_TABLE)
+        self._per_layer = open_table(names.PLE_TABLE) if self._text.ple_dim else None
         self._inputs = {item.name for item in self._session.get_inputs()}
-        self.cache = KVCache(self._text, context, chunk)
+        self._images: Sequence[tuple[int, int]] = ()
+        largest = max(BUDGETS) if self._text.bidirectional_images else 0
+        self.cache = KVCache(self._text, context, chunk, largest=largest)
         self._binding = self._session.io_binding()
         # Buffers and tables live as long as the binding: it holds their addresses.
         self._fixed: list[Any] = []
@@ -66,11 +85,29 @@ class Decoder:
         """Scaled token embeddings, float32 `[n, hidden]`."""
         return self._embed.read(ids)
 
+    def prefetch(self, ids: NDArray[np.int64]) -> None:
+        """Has the disk bring what `ids` will look up, while something else is computed."""
+        self._embed.prefetch(ids)
+        if self._per_layer is not None:
+            self._per_layer.prefetch(ids, self._text.num_own_layers * self._text.ple_dim)
+
+    def begin(self, images: Sequence[tuple[int, int]] = ()) -> None:
+        """Forgets the sequence; another begins, with images from a first position up to an end."""
+        self.cache.reset()
+        self._images = images if self._text.bidirectional_images else ()
+
+    def cuts(self, count: int, chunk: int) -> Iterator[tuple[int, int]]:
+        """Where the sequence's first `count` tokens may be cut into steps: runs (first, end) of `chunk` tokens.
+
+        An image whose soft tokens see each other stays whole, even where that makes a step longer.
+        """
+        return cuts(count, chunk, self._images)
+
     def step(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32], keep: int = 1) -> NDArray[np.float32]:
         """Runs the next tokens of the sequence.
 
         Args:
-            ids: int64 `[n]`, 1 to `chunk` of them; the pad id where a soft token stands.
+            ids: int64 `[n]`, as many as `cuts` says or fewer where no image is; the pad id where a soft token stands.
             embeddings: float32 `[n, hidden]`, soft tokens spliced in.
             keep: Give logits for the last `keep` positions.
 
@@ -88,10 +125,15 @@ class Decoder:
             "window_seqlens_k": np.array([lengths.resident - 1], np.int32),
             "window_total_sequence_length": np.array(lengths.resident, np.int32),
         }
+        if self._text.bidirectional_images:
+            feed["window_bias"] = window_bias(lengths, self._text.sliding_window, self._images)
         if self._per_layer is not None:
             own = self._text.num_own_layers * self._text.ple_dim
-            feed["per_layer_inputs"] = self._per_layer.read(ids, 0, own)[None]
-            feed["per_layer_inputs_shared"] = self._per_layer.read(ids[count - keep :], own)[None]
+            # One read for both where both are wanted.
+            kept = self._per_layer.read(ids[count - keep :])
+            first = self._per_layer.read(ids[: count - keep], 0, own)
+            feed["per_layer_inputs"] = np.concatenate([first, kept[:, :own]])[None]
+            feed["per_layer_inputs_shared"] = np.ascontiguousarray(kept[:, own:])[None]
         for name, value in feed.items():
             if name in self._inputs:
                 self._binding.bind_cpu_input(name, value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.bundle import names
+from edge_runtime.bundle.checksums import Checksums
 from edge_runtime.bundle.manifest import read_manifest
 from edge_runtime.engine.answer import Answer
 from edge_runtime.engine.onnx.decoder import Decoder
@@ -23,15 +24,19 @@ from edge_runtime.gemma.chat import ChatTemplate, Prompt, check_chat, expand
 from edge_runtime.gemma.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from edge_runtime.engine.onnx.encoders import Clip, Picture
     from edge_runtime.engine.protocol import Request, Sampling
+    from edge_runtime.gemma.chat import Chat
 
 CONTEXT = 4096
+
+FORCED_CHUNK = 64
+"""Tokens a step where logits are wanted at each: 64 times 262,144 of them are 67 MB."""
 
 # What Gemma 4's makers recommend, where the bundle says nothing.
 TOP_K, TOP_P = 64, 0.95
@@ -83,11 +88,13 @@ class OnnxEngine:
             raise EdgeRuntimeError(f"threads is {threads}; it must be 1 or more")
         threads = threads or default_threads()
         self._name, self._geometry = name or manifest.name, manifest.geometry
+        checksums = Checksums.open(folder, manifest.files)
+        checksums.check(*(file for file in names.COPIED if file in manifest.files))
         self._generation = _generation_config(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
         self._template = ChatTemplate(_text_file(folder / names.CHAT_TEMPLATE), self.tokenizer)
-        self._encoders = Encoders(folder, manifest, threads)
-        self._decoder = Decoder(folder, manifest, context=context, threads=threads)
+        self._encoders = Encoders(folder, manifest, threads, checksums)
+        self._decoder = Decoder(folder, manifest, context=context, threads=threads, checksums=checksums)
         self._ends = self._end_tokens()
         self._lock = threading.Lock()
         self._closed = False
@@ -120,7 +127,7 @@ class OnnxEngine:
         else:
             chat = check_chat(request.messages, request.tools)
             media = tuple(self._encoders.prepare(item, request.image_tokens) for item in chat.media)
-            ids = self.tokenizer.encode_marked(self._template.render(chat, think=request.think))
+            ids = self._chat_ids(chat, request.think)
             counts = [(item.kind, ready.soft_tokens) for item, ready in zip(chat.media, media, strict=True)]
             prompt = expand(ids, self.tokenizer, counts)
         room = self._decoder.context - len(prompt.ids)
@@ -159,26 +166,93 @@ class OnnxEngine:
             self._check(prepared)
             features.append(self._encoders.encode(item))
             yield
-        decoder = self._decoder
-        decoder.cache.reset()
-        prompt = prepared.prompt
-        ids = np.array(prompt.ids, np.int64)
-        for span in prompt.spans:
-            ids[span.start : span.start + span.count] = self._geometry.pad
+        self._decoder.begin(prepared.prompt.images)
         logits: NDArray[np.float32] | None = None
-        for start in range(0, len(ids), decoder.chunk):
+        for part, embeddings in self._parts(prepared.prompt, features, self._decoder.chunk):
             self._check(prepared)
-            part = ids[start : start + decoder.chunk]
-            embeddings = decoder.embed(part)
-            for span, soft in zip(prompt.spans, features, strict=True):
-                first, last = max(span.start, start), min(span.start + span.count, start + len(part))
-                if first < last:
-                    embeddings[first - start : last - start] = soft[first - span.start : last - span.start]
-            logits = decoder.step(part, embeddings)
+            logits = self._decoder.step(part, embeddings)
             yield
         if logits is None:
             raise EdgeRuntimeError("the prompt is empty")
         return logits
+
+    def answer_ids(self, request: Request, answer: Mapping[str, Any]) -> tuple[int, ...]:
+        """How the checkpoint's template writes an answer: token ids after the prompt, with the one that ends the turn.
+
+        Args:
+            request: What was asked.
+            answer: An assistant message with content or tool calls.
+
+        Raises:
+            EdgeRuntimeError: The messages are not right, or the answer is empty.
+        """
+        asked = self._chat_ids(check_chat(request.messages, request.tools), request.think)
+        whole = self._chat_ids(check_chat([*request.messages, answer], request.tools), request.think)
+        same = next((i for i, pair in enumerate(zip(asked, whole, strict=False)) if pair[0] != pair[1]), len(asked))
+        rest = whole[same:]
+        end = next((i for i, token in enumerate(rest) if token in self._ends), len(rest))
+        if not end:
+            raise EdgeRuntimeError("the answer is empty")
+        if end < len(rest):
+            return tuple(rest[: end + 1])
+        # After tool calls the template leaves the turn open; the model ends it by handing over.
+        hand_over = self.tokenizer.control.response_open
+        return tuple(rest) if hand_over is None else (*rest, hand_over)
+
+    def soft_tokens(self, prepared: Prepared) -> list[NDArray[np.float32]]:
+        """What the towers make of each image and sound of a request: float32 `[span's count, hidden]`."""
+        return [self._encoders.encode(item) for item in prepared.media]
+
+    def forced(
+        self, prompt: Prompt, soft: Sequence[NDArray[np.float32]], answer: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Teacher forcing: what the model holds likely at each token of `answer`, had it written the ones before.
+
+        Args:
+            prompt: The question.
+            soft: Soft tokens for each of its spans, float32 `[span's count, hidden]`.
+            answer: Token ids that follow it, at least one.
+
+        Returns:
+            float32 `[len(answer), vocab]`, logits.
+
+        Raises:
+            EdgeRuntimeError: Prompt and answer are longer than the context.
+        """
+        decoder = self._decoder
+        count = len(prompt.ids) + len(answer) - 1
+        if count > decoder.context:
+            raise EdgeRuntimeError(
+                f"prompt and answer are {count} tokens, the context is {decoder.context}", "too_large"
+            )
+        logits = np.empty((len(answer), self._geometry.text.vocab_size), np.float32)
+        decoder.begin(prompt.images)
+        done = -(len(prompt.ids) - 1)  # the last token of the prompt is the first whose logits count
+        whole = Prompt((*prompt.ids, *answer[:-1]), prompt.spans)
+        for part, embeddings in self._parts(whole, soft, min(decoder.chunk, FORCED_CHUNK)):
+            counted = max(0, min(len(part), done + len(part)))
+            step = decoder.step(part, embeddings, keep=max(1, counted))
+            done += len(part)
+            if counted:
+                logits[done - counted : done] = step
+        return logits
+
+    def _parts(
+        self, prompt: Prompt, features: Sequence[NDArray[np.float32]], size: int
+    ) -> Generator[tuple[NDArray[np.int64], NDArray[np.float32]], None, None]:
+        """`size` tokens at a time: ids, pad for soft tokens, and embeddings with `features` in their place."""
+        ids = np.array(prompt.ids, np.int64)
+        for span in prompt.spans:
+            ids[span.start : span.start + span.count] = self._geometry.pad
+        self._decoder.prefetch(ids)
+        for start, end in self._decoder.cuts(len(ids), size):
+            part = ids[start:end]
+            embeddings = self._decoder.embed(part)
+            for span, soft in zip(prompt.spans, features, strict=True):
+                first, last = max(span.start, start), min(span.start + span.count, start + len(part))
+                if first < last:
+                    embeddings[first - start : last - start] = soft[first - span.start : last - span.start]
+            yield part, embeddings
 
     def close(self) -> None:
         """Closes files and sessions; a second call does nothing."""
@@ -225,6 +299,10 @@ class OnnxEngine:
             tool_calls=[call.to_json() for call in answer.parser.tool_calls],
             thoughts=answer.parser.thoughts,
         )
+
+    def _chat_ids(self, chat: Chat, think: bool) -> list[int]:
+        """Token ids of a conversation, a placeholder for each image and sound."""
+        return self.tokenizer.encode_marked(self._template.render(chat, think=think))
 
     @staticmethod
     def _check(prepared: Prepared) -> None:

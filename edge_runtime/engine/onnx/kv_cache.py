@@ -1,7 +1,7 @@
 """Keys and values of one sequence, updated in place by the decoder graph.
 
-Full layers keep every token. Sliding layers keep a window: their buffer has room for the window and one chunk, and
-before a chunk that would not fit, the newest `window - 1` rows move to the front. The graph is told how many rows are
+Full layers keep every token. Sliding layers keep a window: they use room for the window and one chunk, and before a
+chunk that would not fit, the newest `window - 1` rows move to the front. The graph is told how many rows are
 resident; positions stay absolute. Knows numpy arrays only, nothing of ONNX Runtime.
 """
 
@@ -47,16 +47,18 @@ class KVCache:
             same arrays for the cache's whole life. Rows not in use hold garbage.
     """
 
-    def __init__(self, geometry: TextGeometry, context: int, chunk: int) -> None:
+    def __init__(self, geometry: TextGeometry, context: int, chunk: int, *, largest: int = 0) -> None:
         """Reserves memory; pages come into being as they are written.
 
         Args:
             geometry: The decoder's shape.
             context: Tokens at most.
-            chunk: Tokens per call of `advance` at most.
+            chunk: Tokens per call of `advance`.
+            largest: Tokens that a call may rarely have, if more: only then are the rows for them written.
         """
         self._window, self._context, self._chunk = geometry.sliding_window, context, chunk
-        self._capacity = min(context, geometry.sliding_window + chunk)
+        self._largest = max(chunk, largest)
+        self._capacity = min(context, geometry.sliding_window + self._largest)
         self._sliding = [i for i in range(geometry.num_own_layers) if not geometry.is_full(i)]
         self.total = self.resident = 0
         self.buffers: dict[tuple[int, str], NDArray[np.float32]] = {}
@@ -76,11 +78,11 @@ class KVCache:
         Raises:
             EdgeRuntimeError: More than a chunk, or beyond the context.
         """
-        if not 0 < tokens <= self._chunk:
-            raise EdgeRuntimeError(f"a chunk of {tokens} tokens; 1 to {self._chunk} fit", "internal")
+        if not 0 < tokens <= self._largest:
+            raise EdgeRuntimeError(f"a chunk of {tokens} tokens; 1 to {self._largest} fit", "internal")
         if self.total + tokens > self._context:
             raise EdgeRuntimeError(f"{self.total + tokens} tokens, the context is {self._context}", "too_large")
-        if self.resident + tokens > self._capacity:
+        if self.resident + tokens > min(self._capacity, self._window + max(self._chunk, tokens)):
             self._compact(min(self._window - 1, self.resident))
         start = self.total
         self.total += tokens

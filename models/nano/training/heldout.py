@@ -1,6 +1,7 @@
 """Makes the held-out evaluation sets: `python -m models.nano.training.heldout OUT [--seed N] [--per-group N]`.
 
-OUT/wer, OUT/vision, OUT/tools and OUT/text each get a cases.jsonl for `edge-runtime eval`, and its WAV or PNG files.
+OUT/wer, OUT/vision, OUT/tools and OUT/text each get a cases.jsonl for `edge-runtime eval`, and its WAV or PNG files
+(with --compact Ogg Vorbis and WebP, which lose a little and take a tenth).
 No training run sees these sentences (`text.is_heldout`), these facts and pictures (other seeds), or the voices of the
 groups espeak, rms, pico_us and joe.
 """
@@ -13,7 +14,6 @@ import os
 import random
 import shutil
 import sys
-import wave
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,12 @@ except ImportError:  # run from inside the folder
     from speech import Speaks, Studio  # type: ignore[import-not-found, no-redef]
 
 import numpy as np
+import soundfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from PIL.Image import Image
 
 Case = dict[str, Any]
 Spoken = list[tuple[tx.Utterance, np.ndarray]]
@@ -57,8 +60,9 @@ def _noisy(samples: np.ndarray, decibel: float, seed: int) -> np.ndarray:
 class Writer:
     """Collects one set in a folder of its own and puts it in place at the end. A context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, compact: bool = False) -> None:
         self._final = folder
+        self._compact = compact
         self._folder = folder.with_name(f".{folder.name}.{os.getpid()}")
         self._cases: list[Case] = []
 
@@ -79,7 +83,7 @@ class Writer:
         """One case."""
         self._cases.append(case)
 
-    def path(self, group: str, number: int, suffix: str) -> tuple[Path, str]:
+    def _path(self, group: str, number: int, suffix: str) -> tuple[Path, str]:
         """Where a medium goes, and its name for the case."""
         name = f"{group}/{number:03d}{suffix}"
         path = self._folder / name
@@ -87,13 +91,15 @@ class Writer:
         return path, name
 
     def sound(self, group: str, number: int, samples: np.ndarray) -> str:
-        """Writes a WAV (16 kHz, mono, 16 bit) and returns its name."""
-        path, name = self.path(group, number, ".wav")
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(voices.RATE)
-            file.writeframes(np.concatenate([_REST, samples, _REST]).tobytes())
+        """Writes a WAV (16 kHz, mono, 16 bit) or a Vorbis file and returns its name."""
+        path, name = self._path(group, number, ".ogg" if self._compact else ".wav")
+        soundfile.write(path, np.concatenate([_REST, samples, _REST]), voices.RATE)
+        return name
+
+    def picture(self, group: str, number: int, image: Image) -> str:
+        """Writes a PNG or WebP file and returns its name."""
+        path, name = self._path(group, number, ".webp" if self._compact else ".png")
+        image.save(path)
         return name
 
     def __len__(self) -> int:
@@ -103,8 +109,14 @@ class Writer:
 class Maker:
     """Makes the sets from one seed."""
 
-    def __init__(self, out: Path, seed: int, per_group: int, studio: Speaks, skip: frozenset[str]) -> None:
+    def __init__(
+        self, out: Path, seed: int, per_group: int, studio: Speaks, skip: frozenset[str], *, compact: bool = False
+    ) -> None:
         self._out, self._seed, self._count, self._studio, self._skip = out, seed, per_group, studio, skip
+        self._compact = compact
+
+    def _writer(self, name: str) -> Writer:
+        return Writer(self._out / name, compact=self._compact)
 
     def _random(self, purpose: str) -> random.Random:
         return random.Random(f"heldout-{self._seed}-{purpose}")
@@ -122,7 +134,7 @@ class Maker:
 
     def wer(self) -> int:
         """Speech of voices seen in training, of voices that were not, and with noise."""
-        with Writer(self._out / "wer") as writer:
+        with self._writer("wer") as writer:
             for voice in self._voices(WER_VOICES):
                 spoken = self._spoken(voice, f"wer-{voice}")
                 takes: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {voice: lambda samples, _: samples}
@@ -138,7 +150,7 @@ class Maker:
     def tools(self) -> int:
         """Commands with one to four tools declared, typed and spoken; and commands that no declared tool fits."""
         r = self._random("tools")
-        with Writer(self._out / "tools") as writer:
+        with self._writer("tools") as writer:
             commands = tx.corpus(r.randrange(1 << 40), 2 * self._count, heldout=True, kinds=("cmd",))
             for command in commands[: self._count]:
                 writer.add(self._tool_case(r, command, "typed") | {"messages": _user(command.written)})
@@ -161,7 +173,7 @@ class Maker:
     def text(self) -> int:
         """Typed: the kiosk's facts, sums, facts from earlier turns, a tool's result, and what it can't know."""
         r = self._random("text")
-        with Writer(self._out / "text") as writer:
+        with self._writer("text") as writer:
             for kind in ("faq", "math", "unknown"):
                 # A small closed set repeats itself: each question once.
                 drawn = tx.corpus(r.randrange(1 << 40), 20 * self._count, heldout=True, kinds=(kind,))
@@ -184,14 +196,13 @@ class Maker:
             import images  # type: ignore[import-not-found, no-redef]
         r = self._random("vision")
         full = dict.fromkeys(images.QUESTION_GROUPS, 0)
-        with Writer(self._out / "vision") as writer:
+        with self._writer("vision") as writer:
             while min(full.values()) < self._count:
                 sample = images.render(r, heldout=True)
                 question, answer, group = min(sample.questions, key=lambda entry: full[entry[2]])
                 if full[group] >= self._count:
                     continue
-                path, name = writer.path(group, full[group], ".png")
-                sample.image.save(path)
+                name = writer.picture(group, full[group], sample.image)
                 writer.add({"image": name, "question": question, "answer": answer, "group": group})
                 full[group] += 1
             return len(writer)
@@ -221,6 +232,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-group", type=int, default=100, help="cases in each group")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET", help="default: all four")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="how many speak at once")
+    parser.add_argument("--compact", action="store_true", help="small media files: Ogg Vorbis and WebP")
     parser.add_argument("--skip-missing", action="store_true", help="leave out groups whose synthesizer is missing")
     return parser.parse_args(argv)
 
@@ -237,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"heldout: left out {', '.join(absent)}: {reasons}", file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
     with Studio(args.processes) as studio:
-        maker = Maker(args.out, args.seed, args.per_group, studio, frozenset(absent))
+        maker = Maker(args.out, args.seed, args.per_group, studio, frozenset(absent), compact=args.compact)
         for name in args.sets:
             print(f"{name}: {getattr(maker, name)()} cases", flush=True)
     return 0

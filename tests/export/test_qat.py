@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.export.data import DataFile
+from edge_runtime.export.matrix import Stacked, Stored
+from edge_runtime.export.parallel import Pace
+from edge_runtime.export.qat import Packed, Products, Trained, adopt_grids, q4_0, regrid
+from edge_runtime.export.quant import Format, Grid, dequantize, quantize, settle
+from edge_runtime.export.safetensors import Checkpoint
+from tests.export.tiny import write_safetensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+KNOWN = {"quantization_config": PACKED}
+
+
+def as_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def random_grid(rows: int, width: int, *, group: int = 32, seed: int = 0, lowest: int = -8, highest: int = 7) -> Grid:
+    """Levels of every kind of block, scales as float16 has them, some blocks zero."""
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(lowest, highest + 1, (rows, width)).astype(np.int8)
+    levels[0, :group] = 0
+    levels[1, :group] = np.arange(group) % 2  # one level only
+    steps = (rng.uniform(0.002, 0.03, (rows, width // group)) * rng.choice([-1, 1], (rows, width // group))).astype(
+        "f2"
+    )
+    return Grid(levels, steps.astype(np.float32))
+
+
+def pack(levels: NDArray[np.int8], bits: int) -> NDArray[np.int32]:
+    """compressed-tensors' layout, value by value."""
+    rows, width = levels.shape
+    words = np.zeros((rows, -(-width * bits // 32)), np.uint32)
+    for k in range(width):
+        words[:, k * bits // 32] |= (levels[:, k].astype(np.int64) + (1 << (bits - 1))).astype(np.uint32) << np.uint32(
+            k * bits % 32
+        )
+    return words.view(np.int32)
+
+
+def opened(
+    folder: Path, tensors: dict[str, NDArray[Any]], config: dict[str, Any], *, dtype: str = "BF16"
+) -> Checkpoint:
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "model.safetensors", tensors, dtype)
+    checkpoint = Checkpoint(folder)
+    adopt_grids(checkpoint, config, folder.name)
+    return checkpoint
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(-8, 7), (-7, 7), (-3, 2)])
+def test_products_in_bfloat16_give_back_levels_and_scales(lowest: int, highest: int) -> None:
+    grid = random_grid(300, 64, lowest=lowest, highest=highest)
+    stored = as_bf16(grid.values())
+    levels, steps, found = regrid(stored.reshape(-1, 32), "BF16")
+    assert found.all()
+    # As every value of the checkpoint follows from them, nothing better can be known.
+    assert (as_bf16(levels * steps[:, None]) == stored.reshape(-1, 32)).all()
+    assert (steps == steps.astype(np.float16)).mean() > 0.99
+    if lowest == -8:
+        same = np.abs(levels * np.sign(steps)[:, None]) == np.abs(grid.levels.reshape(-1, 32))
+        assert same.all(-1).mean() > 0.99
+
+
+def test_values_off_every_grid_are_not_found() -> None:
+    values = as_bf16(np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32))
+    assert not regrid(values, "BF16")[2].any()
+
+
+def test_q4_0_by_hand() -> None:
+    block = np.zeros((1, 32), np.float32)
+    block[0, :4] = [-4.0, 4.0, 0.25, 0.24]
+    levels, steps = q4_0(block)
+    assert steps.tolist() == [0.5]
+    # llama.cpp rounds half up.
+    assert levels[0, :4].tolist() == [-8, 7, 1, 0]
+
+
+def test_a_q4_0_checkpoint_is_known_by_its_values(tmp_path: Path) -> None:
+    grid = random_grid(96, 128)
+    other = np.random.default_rng(1).standard_normal((96, 128)).astype(np.float32)
+    tensors = {"grid.weight": grid.values(), "free.weight": other, "norm.weight": other[0]}
+    with opened(tmp_path / "model", tensors, {}) as checkpoint:
+        matrix = Stored(checkpoint.get("grid.weight"))
+        assert isinstance(matrix.tensor, Products)
+        assert matrix.native == Format(4, 32, "f16")
+        assert Stored(checkpoint.get("free.weight")).native is None
+        rounded = settle(matrix.grid(10, 90), matrix.native)
+        assert (as_bf16(dequantize(rounded)) == matrix.rows(10, 90)).all()
+        assert rounded.lost == 0
+        assert Stacked([matrix, Stored(checkpoint.get("free.weight"))]).native is None
+        assert (
+            Stacked([matrix, matrix]).grid(90, 100).values()
+            == matrix.grid(0, 96).values()[[*range(90, 96), 0, 1, 2, 3]]
+        ).all()
+
+
+def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
+    grid = random_grid(64, 64)
+    grid = Grid(grid.levels, grid.steps * np.float32(1.0001234))
+    with opened(tmp_path / "model", {"grid.weight": grid.values()}, {}, dtype="F32") as checkpoint:
+        matrix = Stored(checkpoint.get("grid.weight"))
+        assert matrix.native == Format(4, 32, "f32")
+        error = np.abs(dequantize(settle(matrix.grid(0, 64), matrix.native)) - grid.values())
+        assert (error <= 1e-7 * np.abs(grid.values()).max()).all()
+
+
+def test_weights_before_rounding_are_known_by_name_and_rounded_by_their_own_rule(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).standard_normal((96, 128)).astype(np.float32)
+    with opened(tmp_path / "it-qat-q4_0-unquantized", {"a.weight": values}, {}) as checkpoint:
+        matrix = Stored(checkpoint.get("a.weight"))
+        assert isinstance(matrix.tensor, Trained)
+        levels, steps = q4_0(as_bf16(values).reshape(-1, 32))
+        found = matrix.grid(0, 96)
+        assert (found.levels.reshape(-1, 32) == levels).all()
+        assert (found.steps.reshape(-1) == steps).all()
+        assert matrix.native == Format(4, 32, "f16")
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (8, 64), (2, 64), (4, 256)])
+def test_packed_integers_are_taken_over_exactly(tmp_path: Path, bits: int, group: int) -> None:
+    top = 1 << (bits - 1)
+    grid = random_grid(40, 256, group=group, lowest=-top, highest=top - 1)
+    grid = Grid(grid.levels, as_bf16(grid.steps))
+    tensors: dict[str, Any] = {
+        "a.weight_packed": pack(grid.levels, bits),
+        "a.weight_scale": grid.steps,
+        "a.weight_shape": np.array([40, 256], np.int64),
+        "b.weight": grid.values(),
+    }
+    with opened(tmp_path / "model", tensors, KNOWN) as checkpoint:
+        tensor = checkpoint.get("a.weight", (40, 256))
+        assert isinstance(tensor, Packed)
+        assert sorted(checkpoint.names()) == ["a.weight", "b.weight"]
+        assert tensor.native == Format(bits, min(group, 128), "f16")
+        assert (tensor.read(3, 30) == grid.values()[3:30]).all()
+        order = np.array([7, 1, 39, 0])
+        matrix = Stored(tensor, order)
+        data = DataFile(tmp_path / "data", Pace(2, 3000))
+        places, error = data.rounded(matrix, tensor.native)
+        data.finish()
+        assert error.relative == 0
+        assert places.packed.shape == (4, 256 // min(group, 128), min(group, 128) * bits // 8)
+        assert (dequantize(settle(matrix.grid(0, 4), tensor.native)) == grid.values()[order]).all()
+
+
+def test_columns_that_move_in_whole_blocks_stay_on_the_grid(tmp_path: Path) -> None:
+    grid = random_grid(32, 128)
+    with opened(tmp_path / "model", {"a.weight": grid.values()}, {}) as checkpoint:
+        tensor = checkpoint.get("a.weight")
+        order = np.concatenate([np.arange(32, 64), np.arange(0, 32), np.arange(96, 128), np.arange(64, 96)])
+        moved = Stored(tensor, column_order=order)
+        assert moved.native == Format(4, 32, "f16")
+        assert (as_bf16(moved.grid(0, 32).values()) == moved.rows(0, 32)).all()
+        assert Stored(tensor, column_order=order[::-1]).native is None
+
+
+def test_other_formats_are_refused_in_one_line(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {
+        "a.weight_packed": np.zeros((4, 12), np.int32),
+        "a.weight_scale": np.zeros((4, 2), np.float32),
+        "a.weight_shape": np.array([4, 64], np.int64),
+    }
+    cases = [
+        ({"quant_method": "gptq"}, tensors, "gptq"),
+        ({**PACKED, "format": "float-quantized"}, tensors, "float-quantized"),
+        (PACKED, tensors, "2, 4 or 8 bits"),
+        (PACKED, {**tensors, "a.weight_zero_point": np.zeros((4, 2), np.float32)}, "zero points"),
+    ]
+    for number, (config, held, expected) in enumerate(cases):
+        with pytest.raises(EdgeRuntimeError, match=expected) as caught:
+            opened(tmp_path / str(number), held, json.loads(json.dumps({"quantization_config": config})))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packing_is_that_of_compressed_tensors(tmp_path: Path, bits: int) -> None:
+    import torch
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # type: ignore[import-untyped]
+
+    grid = random_grid(40, 96, lowest=-(1 << (bits - 1)), highest=(1 << (bits - 1)) - 1)
+    theirs = pack_to_int32(torch.from_numpy(grid.levels), bits).numpy()
+    assert (theirs == pack(grid.levels, bits)).all()
+    tensors = {
+        "a.weight_packed": theirs,
+        "a.weight_scale": as_bf16(grid.steps),
+        "a.weight_shape": np.array(grid.levels.shape, np.int64),
+    }
+    with opened(tmp_path / "model", tensors, KNOWN) as checkpoint:
+        assert (checkpoint.get("a.weight").read() == grid.levels * np.repeat(as_bf16(grid.steps), 32, 1)).all()
+
+
+def test_scales_that_hold_a_grid_lose_nothing_and_others_do() -> None:
+    grid = random_grid(64, 64)
+    assert settle(grid, Format(4, 32, "f16")).lost == 0
+    assert settle(grid, Format(4, 32, "i8")).lost > 0
+    assert quantize(grid.values(), Format(4, 64, "f16")).lost > 0
+
+
+def test_scales_of_a_trainer_that_stores_halfway_products_are_found() -> None:
+    """d with 8 bits, as bfloat16 has: 3 * d lies halfway between two of bfloat16's numbers and goes to the even one."""
+    rng = np.random.default_rng(3)
+    steps = as_bf16(rng.uniform(0.01, 0.03, (500, 1)).astype(np.float32))
+    levels = rng.integers(-8, 8, (500, 32))
+    stored = as_bf16((levels * steps).astype(np.float32))
+    found_levels, found_steps, found = regrid(stored, "BF16")
+    assert found.all()
+    assert (as_bf16(found_levels * found_steps[:, None]) == stored).all()
