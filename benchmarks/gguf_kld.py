@@ -7,7 +7,7 @@ floor: what two exact runtimes differ by. Draw the result with `python -m benchm
 
 Needs the `bench` extra: `pip install -e .[bench]`; llama-cpp-python is compiled by pip, some ten minutes on two cores.
 An hour on the full held-out sets (`python -m models.nano.training.heldout DIR`, then --prompts DIR), two minutes on
-those of the program.
+those of the program. Rows of llama.cpp that RESULT.json has from the same prompts are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.evaluation.kld import Reader, Reading, Source
 
-RECIPES = ("int8", "int4")
+OURS, LLAMA = "edge-runtime", "llama.cpp"
+RECIPES = ("int8", "int4", "mobile")
 KINDS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K")
 """llama.cpp's names. All made from BF16, as publishers do, and without an importance matrix."""
 
@@ -52,9 +53,11 @@ class Readings:
 class Comparison:
     """One checkpoint, its reference logits, and what was found so far."""
 
-    def __init__(self, checkpoint: Path, folder: Path, exchanges: Sequence[Exchange]) -> None:
+    def __init__(
+        self, checkpoint: Path, folder: Path, exchanges: Sequence[Exchange], rows: list[dict[str, Any]]
+    ) -> None:
         self._checkpoint, self._folder, self._exchanges = checkpoint, folder, exchanges
-        self.rows: list[dict[str, Any]] = []
+        self.rows = [row for row in rows if row["maker"] == LLAMA]
         bundle = folder / "fp32"
         export_checkpoint(checkpoint, bundle, recipe="fp32")
         with BundleSource(bundle, threads=1) as exact:
@@ -73,10 +76,12 @@ class Comparison:
         with BundleSource(bundle, threads=1, name=name, reader=self._readings) as source:
             files = {file: entry.size for file, entry in source.manifest.files.items()}
             decoder = {file: files[file] for file in (names.data_file(names.DECODER), *source.manifest.tables)}
-            self._compare("edge-runtime", source, Size.of(source.manifest).text, decoder)
+            self._compare(OURS, source, Size.of(source.manifest).text, decoder)
 
     def gguf(self, kind: str) -> None:
-        """Has llama.cpp make a file of a kind and compares."""
+        """Has llama.cpp make a file of a kind and compares, if that is not done."""
+        if any(row["name"] == kind for row in self.rows):
+            return
         path = self._folder / f"{kind}.gguf"
         if not path.exists():
             quantize(self._folder / "BF16.gguf", path, kind)
@@ -84,7 +89,7 @@ class Comparison:
         for stored, _, size in tensor_sizes(path).values():
             by_type[stored] = by_type.get(stored, 0) + size
         with GgufSource(path, self._readings) as source:
-            self._compare("llama.cpp", source, sum(by_type.values()), by_type)
+            self._compare(LLAMA, source, sum(by_type.values()), by_type)
 
     def _compare(self, maker: str, source: Source, size: int, parts: dict[str, int]) -> None:
         with SavedSource(self._folder / "reference") as reference:
@@ -107,23 +112,22 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     args = parser.parse_args()
     exchanges = read_exchanges(args.prompts or heldout_path(), args.limit)
-    result: dict[str, Any] = {
-        "prompts": {name: sum(exchange.modality == name for exchange in exchanges) for name in MODALITIES}
-    }
+    prompts = {name: sum(exchange.modality == name for exchange in exchanges) for name in MODALITIES}
+    earlier = json.loads(args.result.read_text(encoding="utf-8")) if args.result.exists() else {}
+    result: dict[str, Any] = {**(earlier if earlier.get("prompts") == prompts else {}), "prompts": prompts}
     with tempfile.TemporaryDirectory() as temporary:
         twin = Path(temporary) / "twin"
         offgrid.make(checkpoint_path(), twin)
         for label, checkpoint in (("built-in", checkpoint_path()), ("off-grid", twin)):
             folder = Path(temporary) / label
             folder.mkdir()
-            comparison = Comparison(checkpoint, folder, exchanges)
+            comparison = Comparison(checkpoint, folder, exchanges, result.get(label, {}).get("rows", []))
             print(f"{label}: {comparison.weights:,} weights, {len(exchanges)} prompts", flush=True)
-            for kind in ("F32", "BF16", *args.kinds):
-                comparison.gguf(kind)
-            for recipe in args.recipes:
-                comparison.recipe(recipe)
             result[label] = {"weights": comparison.weights, "rows": comparison.rows}
-            args.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            steps = [(comparison.gguf, kind) for kind in ("F32", "BF16", *args.kinds)]
+            for step, name in [*steps, *((comparison.recipe, recipe) for recipe in args.recipes)]:
+                step(name)
+                args.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

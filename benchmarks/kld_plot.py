@@ -1,6 +1,7 @@
-"""Draws what `benchmarks.gguf_kld` found: `python -m benchmarks.kld_plot RESULT.json PLOT.svg`.
+"""Shows what `benchmarks.gguf_kld` found: `python -m benchmarks.kld_plot RESULT.json PLOT.svg`.
 
-Mean KL divergence (logarithmic, with its standard error) against bits per weight, one panel for each checkpoint.
+Draws mean KL divergence (logarithmic, with its standard error) against bits per weight, one panel for each checkpoint,
+and prints the figures as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -132,6 +133,21 @@ def _frontier(points: list[tuple[float, float]], color: str) -> list[str]:
     return [f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2" stroke-opacity="0.3"/>']
 
 
+def table(result: dict[str, Any]) -> str:
+    """The figures of both checkpoints side by side, smallest formats first."""
+    head = "| {} | bits | mean KLD | 99 % | 99.9 % | same top token |"
+    lines = []
+    for label, title in TITLES.items():
+        lines += [head.format(title), "|---|---:|---:|---:|---:|---:|"]
+        for row in sorted(result[label]["rows"], key=lambda row: float(row["bits_per_weight"])):
+            name = f"**{row['name']}**" if row["maker"] == "edge-runtime" else f"{row['maker']} {row['name']}"
+            found = row["kld"]["overall"]
+            figures = f"{found['mean']:.2g} ± {found['error']:.1g} | {found['p99']:.2g} | {found['p999']:.2g}"
+            lines.append(f"| {name} | {row['bits_per_weight']:.2f} | {figures} | {found['top1']:.2%} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _legend() -> list[str]:
     heading = "What rounding costs: mean KL divergence from the unrounded model (nats)"
     out = [f'<text class="heading" x="{LEFTS[0]}" y="30">{heading}</text>']
@@ -164,11 +180,13 @@ text {{ font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", Arial,
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Draws the result of benchmarks.gguf_kld as SVG.")
+    parser = argparse.ArgumentParser(description="The result of benchmarks.gguf_kld as SVG, and as a table.")
     parser.add_argument("result", type=Path)
     parser.add_argument("plot", type=Path)
     args = parser.parse_args()
-    args.plot.write_text(draw(json.loads(args.result.read_text(encoding="utf-8"))), encoding="utf-8")
+    result = json.loads(args.result.read_text(encoding="utf-8"))
+    args.plot.write_text(draw(result), encoding="utf-8")
+    print(table(result))
 
 
 if __name__ == "__main__":

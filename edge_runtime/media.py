@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +14,8 @@ import numpy as np
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -98,7 +102,7 @@ def load_audio(source: AudioSource, max_seconds: float = MAX_AUDIO_SECONDS) -> N
 
     name, stream = _open(source, "audio")
     try:
-        with soundfile.SoundFile(stream) as sound:
+        with _in_memory(stream) as file, soundfile.SoundFile(file) as sound:
             if sound.frames > max_seconds * sound.samplerate:
                 raise EdgeRuntimeError(f"{name} lasts longer than {max_seconds:.0f} s", "too_large")
             mono = _mono(sound)
@@ -109,6 +113,19 @@ def load_audio(source: AudioSource, max_seconds: float = MAX_AUDIO_SECONDS) -> N
     if not np.isfinite(mono).all():
         raise EdgeRuntimeError(f"{name} holds samples that are not numbers", "unsupported_media")
     return np.clip(mono, -1.0, 1.0)
+
+
+@contextlib.contextmanager
+def _in_memory(stream: io.BytesIO) -> Iterator[str]:
+    """The content as a file without a name on any disk.
+
+    soundfile would read the stream itself through callbacks, for which cffi makes memory that can be written and
+    executed: systemd's MemoryDenyWriteExecute, under which the daemon runs, forbids that.
+    """
+    with os.fdopen(os.memfd_create("sound"), "wb") as file:
+        file.write(stream.getbuffer())
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def _mono(sound: Any) -> NDArray[np.float32]:

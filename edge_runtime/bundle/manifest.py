@@ -203,6 +203,9 @@ def _check_file(folder: Path, name: str, entry: FileEntry, checksums: Checksums 
 
 
 def _check_tables(manifest: Manifest) -> list[str]:
+    shared, files = manifest.embedding, manifest.files
+    if shared and (shared.file not in files or files[shared.file].size < shared.end):
+        return [f"{shared.file} does not have the token embedding that {names.MANIFEST} says"]
     return [
         f"{name} does not have the {spec.rows} rows, {spec.size} bytes in all, that {names.MANIFEST} says"
         for name, spec in manifest.tables.items()

@@ -91,13 +91,18 @@ def _unrounded(
         EdgeRuntimeError: No checkpoint, or `candidate` is not made from one of this shape.
     """
     from edge_runtime import builtin
+    from edge_runtime.cli._bar import Bar
     from edge_runtime.evaluation.kld import BundleSource, count_weights
     from edge_runtime.export import export_checkpoint
 
     folder = checkpoint or builtin.checkpoint_path()
     with tempfile.TemporaryDirectory(prefix="edge-runtime-") as temporary:
         bundle = Path(temporary) / folder.resolve().name
-        export_checkpoint(folder, bundle, recipe="fp32")
+        bar = Bar()
+        try:
+            export_checkpoint(folder, bundle, recipe="fp32", progress=bar.show)
+        finally:
+            bar.clear()
         with BundleSource(bundle, threads=threads) as source:
             if candidate and candidate.manifest.geometry.text != source.manifest.geometry.text:
                 hint = "is not of this shape" if checkpoint else "is not the built-in model: give its --checkpoint"

@@ -42,6 +42,7 @@ class Follower:
         self._pool = ThreadPoolExecutor(1, "checksums")
         self._tasks: list[Future[None]] = []
         self._asked = self._done = 0
+        self._closing = False
 
     def upto(self, end: int) -> None:
         """Says that the file's first `end` bytes are written and will stay as they are."""
@@ -61,6 +62,7 @@ class Follower:
 
     def close(self) -> None:
         """Ends the thread, wherever it is, and closes the file."""
+        self._closing = True
         self._pool.shutdown(cancel_futures=True)
         self._file.close()
 
@@ -75,7 +77,7 @@ class Follower:
         self._asked = end
 
     def _follow(self, end: int) -> None:
-        while self._done < end:
+        while self._done < end and not self._closing:
             data = self._file.read(min(_STEP, end - self._done))
             if not data:
                 raise EdgeRuntimeError(f"{self._file.name} ends before byte {end}", code="internal")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.bundle import names
 from edge_runtime.bundle.checksums import cores
+from edge_runtime.bundle.tables import TableSpec
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export.parallel import Pace
 from edge_runtime.export.quant import FP32, Format
@@ -33,8 +34,8 @@ _WAITING = 2
 """Finished pieces that wait to be written, beside one for each thread."""
 _PER_THREAD = 2 << 20
 """Stack, and arrays of fixed size."""
-_FIXED, _PER_LAYER = 24 << 20, 1 << 20
-"""Nodes of the graphs, checksums, the manifest."""
+_FIXED, _PER_LAYER, _PER_EXPERT = 24 << 20, 1 << 20, 60 << 10
+"""Nodes of the graphs (an expert of a layer has its own), checksums, the manifest."""
 
 
 _GRAPHS = 2 << 20  # bytes of all but weights and copied files
@@ -63,7 +64,9 @@ def budget(geometry: Geometry, *, threads: int | None = None, limit: int | None 
     Raises:
         EdgeRuntimeError: `limit` is less than one thread with the smallest pieces needs.
     """
-    base = resident() + _FIXED + _PER_LAYER * geometry.text.num_layers + _whole(geometry)
+    text = geometry.text
+    graphs = _FIXED + text.num_layers * (_PER_LAYER + _PER_EXPERT * text.num_experts)
+    base = resident() + graphs + _whole(geometry)
     most = threads or cores()
     paces = [Pace(workers, piece) for workers in range(most, 0, -1) for piece in _PIECES]
     room = _available() if limit is None else limit
@@ -80,20 +83,17 @@ def bundle_bytes(recipe: Recipe, tensors: Checkpoint, drafter: Checkpoint | None
     """About how large a bundle will be, rather too much than too little."""
     copied = (tensors.folder / name for name in names.COPIED)
     total = _GRAPHS + sum(path.stat().st_size for path in copied if path.is_file())
-    for checkpoint in (tensors, drafter) if drafter else (tensors,):
-        for tensor in checkpoint.names():
-            shape = checkpoint.get(tensor).shape
-            if tensor.endswith(_PER_LAYER_EMBEDDING):
-                form = Format(recipe.per_layer_embedding, scales="i8")
-            elif checkpoint is drafter:
-                form = recipe.drafter
-            else:
-                form = recipe.towers if any(part in tensor for part in _TOWERS) else recipe.decoder
-            width = shape[-1] if shape else 1
-            form = form.fitting(width) if len(shape) > 1 else FP32
-            total += math.prod(shape[:-1]) * form.row_bytes(width)
-            if form == FP32 and tensor.endswith(_EMBEDDING):
-                total += 4 * math.prod(shape)  # then the output head is another one
+    for name in tensors.names():
+        form = recipe.towers if any(part in name for part in _TOWERS) else recipe.decoder
+        shape = tensors.get(name).shape
+        if name.endswith(_PER_LAYER_EMBEDDING) and len(shape) == 2:
+            total += _table_bytes(shape[0], shape[1], recipe.per_layer_embedding)
+        else:
+            total += _weight_bytes(shape, form)
+        if name.endswith(_EMBEDDING) and form == FP32:
+            total += _weight_bytes(shape, form)  # then the output head is another one
+    if drafter:
+        total += sum(_weight_bytes(drafter.get(name).shape, recipe.drafter) for name in drafter.names())
     return total
 
 
@@ -105,6 +105,19 @@ def resident() -> int:
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
     return _status("VmHWM")
+
+
+def _weight_bytes(shape: tuple[int, ...], form: Format) -> int:
+    width = shape[-1] if shape else 1
+    form = form.fitting(width) if len(shape) > 1 else FP32
+    return math.prod(shape[:-1]) * form.row_bytes(width)
+
+
+def _table_bytes(rows: int, dim: int, bits: int) -> int:
+    """The larger one, of the blocks there may be."""
+    blocks = [block for block in (32, 64) if dim % block == 0] if bits != FP32.bits else []
+    specs = [TableSpec.make(rows=rows, dim=dim, bits=bits, block=block) for block in blocks]
+    return max((spec.size for spec in specs), default=4 * rows * dim)
 
 
 def _working(pace: Pace) -> int:

@@ -37,7 +37,8 @@ def map_rows(
         shape: Of the matrix: [N, K].
         work: Called with the first row and the one after the last, from several threads; reads the rows, and what it
             gives for one must not depend on the others.
-        pace: Threads, and how many rows at a time. One result more than there are threads is begun or not yet taken.
+        pace: Threads, and how many rows at a time. At most two results more than there are threads are
+            begun and not yet taken.
         tick: Told after each result, in the caller's thread, how many values were dealt with.
 
     Yields:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.export.quant import BLOCK, Format, Grid, extremes
+from edge_runtime.export.quant import BLOCK, SLAB, Format, Grid, extremes
 from edge_runtime.export.safetensors import Tensor
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edge_runtime.export.safetensors import Checkpoint
 
 _TRAINED = re.compile(r"qat.*q4_0", re.IGNORECASE)
+_TOWERS = re.compile(r"(^|\.)((vision|audio)_tower|embed_(vision|audio))\.")  # only the decoder is trained so
 _SAMPLE = 64  # rows that are looked at
 _FEW = 64  # blocks of these that tell an ordinary checkpoint, which is what most are
 _ON_GRID = 0.99  # of the sample's blocks must be on the grid
@@ -54,27 +55,46 @@ class GridTensor(Tensor):
 
 
 @dataclass(frozen=True)
-class Products(GridTensor):
-    """Levels times scales, stored as bfloat16 or float32."""
-
-    def grid(self, rows: NDArray[np.int64]) -> Grid:
-        """See GridTensor. Blocks that are off the grid all the same are rounded by Q4_0's rule."""
-        values = self.take(rows)
-        levels, steps, found = regrid(values.reshape(-1, BLOCK), self.dtype)
-        if not found.all():
-            levels[~found], steps[~found] = q4_0(values.reshape(-1, BLOCK)[~found])
-        return Grid(levels.reshape(values.shape), steps.reshape(len(values), -1))
-
-
-@dataclass(frozen=True)
-class Trained(GridTensor):
-    """Weights that were trained to be rounded by Q4_0's rule."""
+class Q40(GridTensor):
+    """Weights for Q4_0's grid, stored as numbers."""
 
     def grid(self, rows: NDArray[np.int64]) -> Grid:
         """See GridTensor."""
         values = self.take(rows)
-        levels, steps = q4_0(values.reshape(-1, BLOCK))
-        return Grid(levels.reshape(values.shape), steps.reshape(len(values), -1))
+        count, width = values.shape
+        found = Grid(np.empty((count, width), np.int8), np.empty((count, width // BLOCK), np.float32))
+        step = max(1, SLAB // width)
+        for start in range(0, count, step):
+            at = slice(start, start + step)
+            levels, steps = self.levels(values[at].reshape(-1, BLOCK))
+            found.levels[at] = levels.reshape(-1, width)
+            found.steps[at] = steps.reshape(-1, width // BLOCK)
+        return found
+
+    def levels(self, blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Levels [B, 32] and scales [B] of blocks [B, 32]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Products(Q40):
+    """Levels times scales, stored as bfloat16 or float32."""
+
+    def levels(self, blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """See Q40. Blocks that are off the grid all the same are rounded by Q4_0's rule."""
+        levels, steps, found = regrid(blocks, self.dtype)
+        if not found.all():
+            levels[~found], steps[~found] = q4_0(blocks[~found])
+        return levels, steps
+
+
+@dataclass(frozen=True)
+class Trained(Q40):
+    """Weights that were trained to be rounded by Q4_0's rule."""
+
+    def levels(self, blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """See Q40."""
+        return q4_0(blocks)
 
 
 @dataclass(frozen=True)
@@ -163,7 +183,8 @@ def adopt_grids(checkpoint: Checkpoint, config: Mapping[str, Any], names: str) -
     trained = _TRAINED.search(names) is not None
     for name in list(checkpoint.names()):
         tensor = checkpoint.get(name)
-        if _may_lie_on_grid(tensor) and (native := _native(tensor, trained=trained)):
+        apart = _TOWERS.search(name) is not None
+        if _may_lie_on_grid(tensor) and (native := _native(tensor, trained=trained and not apart)):
             kind, form = native
             given = {field.name: getattr(tensor, field.name) for field in fields(Tensor)}
             checkpoint.replace(kind(**given, native=form))

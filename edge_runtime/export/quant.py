@@ -16,7 +16,8 @@ BLOCK = 32
 # Levels that the extreme of a block is tried at. The lowest is Q4_0's rule, for the levels reach one step further down
 # than up; from more than that it is cut off for the others' sake; from the highest the block may do without its sign.
 _TOPS = {2: (-2.0, -2.4, -1.6, -1.3, 1.2, 1.5), 4: (-8.0, -8.6, -9.2, -7.4, 7.0)}
-_SLAB = 1 << 16  # weights dealt with at a time: what stays in a core's cache
+SLAB = 1 << 16
+"""Weights dealt with at a time: what stays in a core's cache."""
 
 _SCALE_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i8": np.dtype("i1")}
 
@@ -128,7 +129,7 @@ def quantize(weight: NDArray[np.float32], form: Format, importance: NDArray[np.f
     rows, width = weight.shape
     result = Rounded.empty(form, rows, width)
     middle = 1 << (form.bits - 1)
-    step = max(1, _SLAB // width)
+    step = max(1, SLAB // width)
     for start in range(0, rows, step):
         at = slice(start, start + step)
         blocks = weight[at].reshape(-1, width // form.block, form.block)
@@ -148,7 +149,7 @@ def settle(grid: Grid, form: Format) -> Rounded:
     """Stores known levels. Exact if the format's scales can hold the grid's steps."""
     rows, width = grid.levels.shape
     result = Rounded.empty(form, rows, width)
-    step = max(1, _SLAB // width)
+    step = max(1, SLAB // width)
     for start in range(0, rows, step):
         at = slice(start, start + step)
         levels = grid.levels[at].reshape(-1, width // form.block, form.block)

@@ -1,7 +1,7 @@
 """Recipes: how many bits each part's weights keep.
 
 What MatMulNBits of ONNX Runtime 1.32 does quickly on CPUs, at accuracy level 4 (activations rounded to int8), K 1536 by
-N 12288, one thread of an AMD Zen 3 (AVX2), milliseconds for 1 and for 256 tokens:
+N 12288, one thread of an AMD Zen 3 (AVX2), milliseconds for 1 and for 256 tokens (`python -m benchmarks.kernels`):
 
     block            16            32            64           128
     2 bits    202   295    0.72   189    0.50   145    0.44   153

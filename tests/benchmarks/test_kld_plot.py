@@ -12,22 +12,26 @@ if TYPE_CHECKING:
 
 
 def _row(maker: str, name: str, bits: float, mean: float) -> dict[str, Any]:
-    kld = {"overall": {"mean": mean, "error": mean / 3}}
+    kld = {"overall": {"mean": mean, "error": mean / 3, "p99": 9 * mean, "p999": 99 * mean, "top1": 0.999}}
     return {"maker": maker, "name": name, "bits_per_weight": bits, "kld": kld}
 
 
 @pytest.fixture
-def drawing() -> Element:
+def result() -> dict[str, Any]:
     rows = [
         _row("llama.cpp", "BF16", 16.0, 1e-8),
         _row("llama.cpp", "Q8_0", 8.5, 1e-6),
         _row("llama.cpp", "Q4_0", 4.5, 1e-4),
         _row("llama.cpp", "Q4_1", 5.0, 2e-4),
-        _row("edge-runtime", "int4", 4.5, 5e-5),
+        _row("edge-runtime", "int4", 4.4, 5e-5),
         _row("edge-runtime", "fp32", 32.0, 0.0),
     ]
-    svg = kld_plot.draw({label: {"rows": rows} for label in kld_plot.TITLES})
-    return ET.fromstring(svg)
+    return {label: {"rows": rows} for label in kld_plot.TITLES}
+
+
+@pytest.fixture
+def drawing(result: dict[str, Any]) -> Element:
+    return ET.fromstring(kld_plot.draw(result))
 
 
 def _all(drawing: Element, tag: str) -> list[Element]:
@@ -52,3 +56,16 @@ def test_less_divergence_is_lower_and_more_bits_are_further_right(drawing: Eleme
 def test_the_line_joins_what_nothing_smaller_beats(drawing: Element) -> None:
     lines = [line.attrib["points"].split() for line in _all(drawing, "polyline")]
     assert sorted(len(points) for points in lines) == [1, 1, 2, 2]  # Q4_1 is on neither
+
+
+def test_the_table_lists_small_formats_first_with_ours_in_bold(result: dict[str, Any]) -> None:
+    lines = kld_plot.table(result).splitlines()
+    assert len(lines) == 2 * (2 + 6 + 1) - 1
+    assert lines[2] == "| **int4** | 4.40 | 5e-05 ± 2e-05 | 0.00045 | 0.005 | 99.90% |"
+    assert [line.split("|")[1].strip() for line in lines[3:8]] == [
+        "llama.cpp Q4_0",
+        "llama.cpp Q4_1",
+        "llama.cpp Q8_0",
+        "llama.cpp BF16",
+        "**fp32**",
+    ]

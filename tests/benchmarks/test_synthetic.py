@@ -121,6 +121,26 @@ def test_small_tokenizer(tmp_path: Path) -> None:
     assert all(tokenizer.token_to_id(token) == number for number, token in CONTROL.items())
 
 
+def test_control_tokens_take_the_place_of_unused_ones(tmp_path: Path) -> None:
+    package = tmp_path / "package" / "models"
+    package.mkdir(parents=True)
+    vocabulary = {f"<unused{i}>" if i in CONTROL else f"word{i}": i for i in range(262_144)}
+    old = {"id": 105, "content": "<start_of_turn>", "special": True}
+    beyond = {"id": 262_144, "content": "<image_soft_token>", "special": True}
+    data = {
+        "version": "1.0",
+        "added_tokens": [old, beyond],
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    (package / "tokenizer.json").write_text(json.dumps(data))
+    write_tokenizer(tmp_path, str(package.parent))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == 262_144
+    assert tokenizer.id_to_token(7) == "word7"
+    ids = tokenizer.encode("<|turn><|image|><turn|>", add_special_tokens=False).ids
+    assert ids == [105, 258880, 106]
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("layout", ["old", "new"])
 @pytest.mark.parametrize("model", [*MODELS, "e2b-assistant", "e4b-assistant"])

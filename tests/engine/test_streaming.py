@@ -56,7 +56,7 @@ def pieces(stream: AudioStream, samples: NDArray[np.float32], size: Callable[[],
 @pytest.mark.parametrize("milliseconds", [40, 100, 330, 1000, 2000, None])
 def test_equals_the_whole_clip(encoders: Encoders, voice: Any, milliseconds: int | None):
     rng = np.random.default_rng(0)
-    stream = encoders.listen(min_tokens=1)
+    stream = encoders.listen(tokens=1)
     for end in (len(voice), len(voice) - 777):
         clip = voice[:end]
         found = pieces(stream, clip, lambda: milliseconds * MS if milliseconds else int(rng.integers(0, 700 * MS)))
@@ -66,7 +66,7 @@ def test_equals_the_whole_clip(encoders: Encoders, voice: Any, milliseconds: int
 
 
 def test_tokens_come_as_soon_as_they_are_final(encoders: Encoders, voice: Any):
-    stream = encoders.listen(min_tokens=1)
+    stream = encoders.listen(tokens=1)
     found = 0
     for end in range(40 * MS, 1000 * MS, 40 * MS):
         found += len(stream.push(voice[end - 40 * MS : end]))
@@ -97,7 +97,7 @@ def test_very_short_sounds(encoders: Encoders, voice: Any, samples: int):
 
 
 def test_runs_wait_until_they_are_worth_it(encoders: Encoders, voice: Any):
-    sizes = [len(tokens) for tokens in pieces(encoders.listen(min_tokens=10), voice, lambda: 40 * MS)]
+    sizes = [len(tokens) for tokens in pieces(encoders.listen(tokens=10), voice, lambda: 40 * MS)]
     assert set(sizes[:-1]) == {0, 10}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,3 +51,13 @@ def test_file_that_was_cut_is_refused_and_the_thread_ends(tmp_path: Path) -> Non
     with Follower(path) as follower, pytest.raises(EdgeRuntimeError, match="data ends before byte 6000"):
         follower.finish(6000)
     assert threading.active_count() == before
+
+
+def test_closing_does_not_wait_for_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    with path.open("wb") as file:
+        file.truncate(64 << 30)  # a minute's work, were it not a hole that nobody reads
+    started = time.monotonic()
+    with Follower(path) as follower:
+        follower.upto(64 << 30)
+    assert time.monotonic() - started < 5

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from benchmarks import synthetic
 from benchmarks.synthetic_configs import config
+from benchmarks.synthetic_tokenizer import write_tokenizer
 from edge_runtime.cli.main import main
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export.memory import budget, bundle_bytes, peak_memory, resident
@@ -84,6 +86,17 @@ def test_promise_is_kept(large: Path, tmp_path: Path, recipe: str, threads: str,
         assert planned <= parse_size(limit)
     else:
         assert report["threads"] == int(threads)
+
+
+def test_promise_holds_for_many_experts(tmp_path: Path) -> None:
+    settings = config("26b-a4b", layers=12)
+    settings["text_config"] |= {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32}
+    settings["text_config"] |= {"vocab_size": 512, "head_dim": 32, "global_head_dim": 64}
+    settings["vision_config"] = None
+    synthetic.write(tmp_path / "model", settings)
+    write_tokenizer(tmp_path / "model", "small")
+    report = export(tmp_path / "model", tmp_path / "bundle")
+    assert report["peak_memory_bytes"] <= report["planned_memory_bytes"] < 2.5 * report["peak_memory_bytes"]
 
 
 def test_what_cannot_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from edge_runtime.bundle import names
+from edge_runtime.bundle.manifest import read_manifest, verify
+from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.export import export_checkpoint
 from edge_runtime.export.data import DataFile
 from edge_runtime.export.matrix import Stacked, Stored
 from edge_runtime.export.parallel import Pace
 from edge_runtime.export.qat import Packed, Products, Trained, adopt_grids, q4_0, regrid
 from edge_runtime.export.quant import Format, Grid, dequantize, quantize, settle
 from edge_runtime.export.safetensors import Checkpoint
-from tests.export.tiny import write_safetensors
+from tests.export.stored import rounded_matrices
+from tests.export.tiny import CONFIG, write_checkpoint, write_safetensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +127,9 @@ def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
 
 def test_weights_before_rounding_are_known_by_name_and_rounded_by_their_own_rule(tmp_path: Path) -> None:
     values = np.random.default_rng(1).standard_normal((96, 128)).astype(np.float32)
-    with opened(tmp_path / "it-qat-q4_0-unquantized", {"a.weight": values}, {}) as checkpoint:
+    tensors = {"a.weight": values, "model.vision_tower.a.weight": values}
+    with opened(tmp_path / "it-qat-q4_0-unquantized", tensors, {}) as checkpoint:
+        assert Stored(checkpoint.get("model.vision_tower.a.weight")).native is None
         matrix = Stored(checkpoint.get("a.weight"))
         assert isinstance(matrix.tensor, Trained)
         levels, steps = q4_0(as_bf16(values).reshape(-1, 32))
@@ -156,6 +164,15 @@ def test_packed_integers_are_taken_over_exactly(tmp_path: Path, bits: int, group
         assert error.relative == 0
         assert places.packed.shape == (4, 256 // min(group, 128), min(group, 128) * bits // 8)
         assert (dequantize(settle(matrix.grid(0, 4), tensor.native)) == grid.values()[order]).all()
+
+
+def test_experts_lie_on_their_grids(tmp_path: Path) -> None:
+    grid = random_grid(96, 64)
+    with opened(tmp_path / "model", {"experts.up": grid.values().reshape(3, 32, 64)}, {}) as checkpoint:
+        flat = replace(checkpoint.get("experts.up", (3, 32, 64)), shape=(96, 64))
+        second = Stored(flat, first=32, last=64)
+        assert second.native == Format(4, 32, "f16")
+        assert (as_bf16(second.grid(0, 32).values()) == as_bf16(grid.values())[32:64]).all()
 
 
 def test_columns_that_move_in_whole_blocks_stay_on_the_grid(tmp_path: Path) -> None:
@@ -221,3 +238,70 @@ def test_scales_of_a_trainer_that_stores_halfway_products_are_found() -> None:
     found_levels, found_steps, found = regrid(stored, "BF16")
     assert found.all()
     assert (as_bf16(found_levels * found_steps[:, None]) == stored).all()
+
+
+def linear_names(tensors: dict[str, Any]) -> list[str]:
+    """The decoder's matrices but for its embeddings."""
+    return [name for name in tensors if "_proj" in name and tensors[name].ndim == 2]
+
+
+def packed(tensors: dict[str, Any]) -> dict[str, Grid]:
+    """Puts compressed-tensors' parts in the place of matrices; the result is what they stand for."""
+    grids = {}
+    for number, name in enumerate(linear_names(tensors)):
+        rows, width = tensors.pop(name).shape
+        grid = random_grid(rows, width, seed=number)
+        grids[name] = Grid(grid.levels, as_bf16(grid.steps))
+        tensors |= {f"{name}_packed": pack(grid.levels, 4), f"{name}_scale": grids[name].steps}
+        tensors[f"{name}_shape"] = np.array([rows, width], np.int64)
+    return grids
+
+
+def decoder_matrices(bundle: Path) -> dict[str, NDArray[np.float32]]:
+    """The values of every matrix, those that lie in one stack apart."""
+    apart: dict[str, NDArray[np.float32]] = {}
+    for name, (_, values) in rounded_matrices(bundle / names.DECODER).items():
+        parts = name.split("+")
+        rows = [len(values)] if len(parts) == 1 else [64, 32, 32] if len(values) == 128 else [128, 64, 64]
+        apart |= dict(zip(parts, np.split(values, np.cumsum(rows)[:-1]), strict=True))
+    return apart
+
+
+@pytest.mark.parametrize("recipe", ["int4", "int8", "mobile"])
+def test_w4a16_checkpoint_becomes_a_bundle_with_the_same_weights(tmp_path: Path, recipe: str) -> None:
+    tensors = write_checkpoint(tmp_path / "model", dtype="BF16")
+    grids = packed(tensors)
+    write_safetensors(tmp_path / "model" / "model.safetensors", tensors, "BF16")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**CONFIG, **KNOWN}))
+    report = export_checkpoint(tmp_path / "model", tmp_path / "bundle", recipe=recipe)
+    assert verify(tmp_path / "bundle") == []
+    found = decoder_matrices(tmp_path / "bundle")
+    compared = [name for name in found if name in grids]
+    # Two layers share keys, and one matrix lies in the bundle as two.
+    assert len(compared) == len(grids) - 2 * 2 - 1
+    for name in compared:
+        assert (np.sort(found[name].ravel()) == np.sort(grids[name].values().ravel())).all(), name
+        if "mlp" in name:
+            assert (found[name] == grids[name].values()).all(), name
+    assert all(error.relative == 0 for error in report.errors if "mlp" in error.name)
+
+
+@pytest.mark.parametrize("recipe", ["int4", "int8", "mobile"])
+def test_q4_0_checkpoint_becomes_a_bundle_with_the_same_weights(tmp_path: Path, recipe: str) -> None:
+    tensors = write_checkpoint(tmp_path / "model", dtype="BF16")
+    for number, name in enumerate([*linear_names(tensors), "model.embed_tokens.weight"]):
+        rows, width = tensors[name].shape
+        tensors[name] = random_grid(rows, width, seed=number).values()
+    write_safetensors(tmp_path / "model" / "model.safetensors", tensors, "BF16")
+    export_checkpoint(tmp_path / "model", tmp_path / "bundle", recipe=recipe)
+    found = decoder_matrices(tmp_path / "bundle")
+    for name in found:
+        if "mlp" in name or "embed" in name:
+            # The checkpoint's values follow from the bundle's.
+            assert (as_bf16(found[name]) == as_bf16(tensors[name])).all(), name
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.embedding
+    with SharedTable.open(tmp_path / "bundle", manifest.embedding) as table:
+        read = table.read(np.arange(96)) / manifest.embedding.multiplier
+    assert np.allclose(read, found["model.embed_tokens.weight"], rtol=1e-6)
+    assert set(manifest.formats[names.DECODER]) >= {"4/32/f16"}

@@ -9,6 +9,7 @@ import pytest
 from edge_runtime.export.graph import FLOAT, Graph
 from edge_runtime.export.parallel import Pace
 from edge_runtime.export.quant import BLOCK, FP32, Format, Grid, dequantize, extremes, quantize
+from tests.export.stored import rounded_matrices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,3 +166,16 @@ def test_a_failing_thread_ends_the_work(tmp_path: Path) -> None:
         pytest.raises(OSError, match="Input/output"),
     ):
         graph.linear(graph.input("x", FLOAT, [1, 64]), Broken(normal(100, 64)))
+
+
+def test_a_matrix_behind_a_norm_is_rounded_by_the_norms_weight(tmp_path: Path) -> None:
+    weight, norm = normal(64, 64), np.exp(normal(64, seed=1))
+    form = Format(4)
+    with Graph(tmp_path, "one.onnx", lambda _: form) as graph:
+        x = graph.input("x", FLOAT, [1, 64])
+        graph.output(graph.linear(graph.rms_norm(x, graph.const(norm), 1e-6), InMemory(weight)), "y", FLOAT, [1, 64])
+        graph.save()
+    found = rounded_matrices(tmp_path / "one.onnx")["m"][1]
+    assert (found == dequantize(quantize(weight, form, np.square(norm)))).all()
+    plain = dequantize(quantize(weight, form))
+    assert np.square((found - weight) * norm).sum() < np.square((plain - weight) * norm).sum()

@@ -203,9 +203,7 @@ class OnnxEngine:
         """What the towers make of each image and sound of a request: float32 `[span's count, hidden]`."""
         return [self._encoders.encode(item) for item in prepared.media]
 
-    def forced(
-        self, prompt: Prompt, soft: Sequence[NDArray[np.float32]], answer: Sequence[int]
-    ) -> NDArray[np.float32]:
+    def forced(self, prompt: Prompt, soft: Sequence[NDArray[np.float32]], answer: Sequence[int]) -> NDArray[np.float32]:
         """Teacher forcing: what the model holds likely at each token of `answer`, had it written the ones before.
 
         Args:

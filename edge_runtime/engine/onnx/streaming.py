@@ -22,15 +22,15 @@ class AudioStream:
     size; apart from it a few frames wait for the next run.
     """
 
-    def __init__(self, session: Any, log_mel: LogMel, min_tokens: int) -> None:
+    def __init__(self, session: Any, log_mel: LogMel, tokens: int) -> None:
         """A stream over an open audio tower.
 
         Args:
             session: The tower's `InferenceSession`.
             log_mel: Its front end.
-            min_tokens: How many soft tokens, of 40 ms each, are worth a run of the tower.
+            tokens: Runs of the tower are over so many soft tokens, of 40 ms each, or a multiple.
         """
-        self._session, self._log_mel, self._min_tokens = session, log_mel, min_tokens
+        self._session, self._log_mel, self._tokens = session, log_mel, tokens
         features, *state = session.get_outputs()
         self._outputs = [features.name, *(value.name for value in state)]
         self._none = np.zeros((0, features.shape[-1]), np.float32)
@@ -64,8 +64,8 @@ class AudioStream:
             raise EdgeRuntimeError(f"the sound goes on for over {seconds:.0f} s: end it and begin another", "too_large")
         self._samples += len(samples)
         self._frames = np.concatenate([self._frames, self._mel.push(samples)])
-        count = len(self._frames) // TOKEN_STRIDE
-        return self._run(count * TOKEN_STRIDE) if count >= self._min_tokens else self._none
+        step = self._tokens * TOKEN_STRIDE
+        return self._run(len(self._frames) // step * step)
 
     def finish(self) -> NDArray[np.float32]:
         """The soft tokens that are left, float32 `[some or none, hidden]`; what is pushed now begins another clip."""
