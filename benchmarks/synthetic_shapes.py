@@ -74,7 +74,7 @@ def _attention(text: Mapping[str, Any], layer: int, *, own_kv: bool) -> Shapes:
     full = text["layer_types"][layer] == FULL
     dim, kv_heads = text["head_dim"], text["num_key_value_heads"]
     if "per_layer_config" in text:
-        row = next((row for i, row in text["per_layer_config"].items() if int(i) == layer), {})
+        row: Mapping[str, int] = next((row for i, row in text["per_layer_config"].items() if int(i) == layer), {})
         dim, kv_heads = row.get("head_dim", dim), row.get("num_key_value_heads", kv_heads)
     elif full:
         dim = text["global_head_dim"]
@@ -119,7 +119,7 @@ def _vision(vision: Mapping[str, Any]) -> Shapes:
     hidden, width = vision["hidden_size"], vision["intermediate_size"]
     dim, clipped = vision["head_dim"], vision["use_clipped_linears"]
     heads, kv_heads = vision["num_attention_heads"] * dim, vision["num_key_value_heads"] * dim
-    layer = {f"{name}.weight": (hidden,) for name in _NORMS}
+    layer: Shapes = {f"{name}.weight": (hidden,) for name in _NORMS}
     layer |= {"self_attn.q_norm.weight": (dim,), "self_attn.k_norm.weight": (dim,)}
     for name, outputs, inputs in (
         ("self_attn.q_proj", heads, hidden),

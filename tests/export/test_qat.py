@@ -208,7 +208,7 @@ def test_other_formats_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packing_is_that_of_compressed_tensors(tmp_path: Path, bits: int) -> None:
     import torch
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # type: ignore[import-untyped]
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     grid = random_grid(40, 96, lowest=-(1 << (bits - 1)), highest=(1 << (bits - 1)) - 1)
     theirs = pack_to_int32(torch.from_numpy(grid.levels), bits).numpy()
