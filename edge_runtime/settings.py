@@ -2,7 +2,7 @@
 
 Every limit and every default of the daemon stands here and nowhere else. A key `port` of the section `[mqtt]` is also
 the environment variable `EDGE_RUNTIME_MQTT__PORT`. An unknown key or a bad value is an `EdgeRuntimeError` that names
-the file and the line, or the variable.
+the file and the line, or the variable. The keys and what they mean are the fields of the classes below.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class ModelSettings:
     """Threads for one operator; left out, the engine's own choice."""
     context: int | None = field(default=None, metadata=_range(64, 262144))
     """Most tokens of prompt and answer together; left out, 4096 or what the model can do, if that is less."""
+    describe_prompt: str | None = None
+    """What `describe` asks about a picture; left out, a question that the model has learned."""
+    vision_tools: bool = False
+    """Whether a question about a picture may offer tools. Words in a picture could talk a model into calling them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +65,21 @@ class MqttSettings:
     """Second level of every topic; two daemons on one broker need two names."""
     prefix: str = field(default="edge-runtime", metadata={"topic": "levels"})
     """First level or levels of every topic."""
+    share_group: str | None = field(default=None, metadata={"topic": "one level"})
+    """Name of a stream of requests that several boxes share: what is sent to `<prefix>/<share_group>/ask` goes to one
+    of them (`$share`). Left out: none."""
     username: str | None = None
     password_file: Path | None = None
-    """File whose first line is the password."""
+    """File whose first line is the password, read again at each connection; a bare name is one of systemd's
+    credentials."""
     tls_ca: Path | None = None
     """CA certificates in PEM that sign the broker's; when set, the connection uses TLS."""
+    keepalive_s: int = field(default=15, metadata=_range(2, 3600))
+    """A broker that is silent for this long is asked whether it lives, and given up after as long again."""
+    will_delay_s: int = field(default=5, metadata=_range(0, 3600))
+    """How long the broker waits before it says `offline` for us: a short break of the line is no news."""
+    receive_maximum: int = field(default=16, metadata=_range(1, 65535))
+    """Requests that a v5 broker may send before we have stored the first of them: what keeps memory bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +87,13 @@ class StorageSettings:
     """Where the daemon may write."""
 
     state_dir: Path | None = None
-    """Folder for what the daemon makes for itself (the built-in model's bundle); left out, the user's cache folder."""
+    """Folder for what must outlive a restart: accepted requests and answers that no broker has acknowledged yet, and
+    the built-in model's bundle. Left out: `$STATE_DIRECTORY` under systemd, else `~/.local/state/edge-runtime` and for
+    the bundle the user's cache folder."""
+    remembered_ids: int = field(default=4096, metadata=_range(64, 1_000_000))
+    """Newest requests whose ids are known again, so that a repeated one is answered once."""
+    remembered_s: int = field(default=3600, metadata=_range(1, 31_536_000))
+    """Seconds after which an id may be used anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +102,29 @@ class LimitsSettings:
 
     queue: int = field(default=16, metadata=_range(1, 10_000))
     """Requests that may wait; the next one is answered `busy`."""
+    per_client: int = field(default=8, metadata=_range(1, 10_000))
+    """Requests of one client that may wait or run. A client is a Response Topic; without one, what stands before the
+    last `/` of the `id`; all who have neither are one."""
+    attempts: int = field(default=3, metadata=_range(1, 100))
+    """A request during which the daemon died this often is answered `internal` and not tried again."""
     audio_s: float = field(default=600.0, metadata=_range(1, 86_400))
     """Longest recording, in seconds."""
-    image_pixels: int = field(default=50_000_000, metadata=_range(1024, 50_000_000))
-    """Largest image, in pixels (width times height)."""
-    payload_bytes: int = field(default=16 * 2**20, metadata=_range(1024, 256 * 2**20))
+    image_pixels: int = field(default=16_000_000, metadata=_range(1024, 50_000_000))
+    """Largest image, in pixels (width times height). Decoding takes up to 14 bytes of memory for each."""
+    images: int = field(default=8, metadata=_range(1, 256))
+    """Images of one request."""
+    payload_bytes: int = field(default=16 * 2**20, metadata=_range(1024, 128 * 2**20))
     """Largest MQTT payload."""
+    json_depth: int = field(default=32, metadata=_range(2, 500))
+    """Objects and lists inside one another in a request's JSON."""
+    sessions: int = field(default=32, metadata=_range(0, 10_000))
+    """Conversations that are remembered, in memory alone; the one longest unused makes room. 0: none."""
+    session_turns: int = field(default=8, metadata=_range(1, 1000))
+    """Questions and answers of one conversation that are remembered."""
+    session_bytes: int = field(default=16_384, metadata=_range(256, 16 * 2**20))
+    """Text of one conversation that is remembered."""
+    session_idle_s: int = field(default=1800, metadata=_range(1, 31_536_000))
+    """A conversation unused for this long is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +143,16 @@ SECTIONS: dict[str, type[Any]] = {
     "storage": StorageSettings,
     "limits": LimitsSettings,
 }
+
+
+def state_folder(storage: StorageSettings) -> Path:
+    """The folder for what must outlive a restart; see `StorageSettings.state_dir`."""
+    if storage.state_dir is not None:
+        return storage.state_dir
+    if given := os.environ.get("STATE_DIRECTORY"):  # systemd's; several are parted by colons
+        return Path(given.split(":", maxsplit=1)[0])
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path("~/.local/state").expanduser()) / "edge-runtime"
 
 
 def load(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -198,6 +245,15 @@ def _number(value: object, *, from_text: bool) -> float:
     raise ValueError("a number")
 
 
+def _truth(value: object, *, from_text: bool) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if from_text and isinstance(value, str) and value.strip().lower() in words:
+        return words[value.strip().lower()]
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
 def _text(value: object, *, from_text: bool) -> str:  # noqa: ARG001  one shape for all converters
     if isinstance(value, str) and value:
         return value
@@ -211,7 +267,13 @@ def _path(value: object, *, from_text: bool) -> Path:
         raise ValueError("a path") from None
 
 
-_CONVERTERS: dict[type, Callable[..., Any]] = {int: _integer, float: _number, str: _text, Path: _path}
+_CONVERTERS: dict[type, Callable[..., Any]] = {
+    bool: _truth,
+    int: _integer,
+    float: _number,
+    str: _text,
+    Path: _path,
+}
 
 
 def _line_of(text: str, section: str | None, key: str) -> int:

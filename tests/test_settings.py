@@ -93,3 +93,24 @@ def test_a_bad_variable_is_named(name, value, says):
     with pytest.raises(EdgeRuntimeError, match=says) as caught:
         settings.load(environment={name: value})
     assert name in str(caught.value)
+
+
+def test_truth_is_true_or_false(tmp_path):
+    assert settings.load(written(tmp_path, "[model]\nvision_tools = true\n"), environment={}).model.vision_tools is True
+    for text, truth in (("true", True), ("0", False), ("FALSE", False)):
+        assert settings.load(environment={"EDGE_RUNTIME_MODEL__VISION_TOOLS": text}).model.vision_tools is truth
+    with pytest.raises(EdgeRuntimeError, match=r"model\.vision_tools must be true or false"):
+        settings.load(written(tmp_path, "[model]\nvision_tools = 1\n"), environment={})
+
+
+def test_what_must_outlive_a_restart_has_a_folder(tmp_path, monkeypatch):
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    nothing = settings.StorageSettings()
+    assert settings.state_folder(nothing) == Path("/home/somebody/.local/state/edge-runtime")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert settings.state_folder(nothing) == Path("/state/edge-runtime")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/edge-runtime:/var/lib/other")
+    assert settings.state_folder(nothing) == Path("/var/lib/edge-runtime")
+    assert settings.state_folder(settings.StorageSettings(tmp_path)) == tmp_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import queue
 import re
 import signal
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from edge_runtime import builtin
 from edge_runtime.cli._broker import Broker, broker, child
 from edge_runtime.errors import EdgeRuntimeError
 
@@ -52,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     with broker() as where, tempfile.TemporaryDirectory(prefix="edge-runtime-demo-") as folder:
         print(f"broker   {where.name} on 127.0.0.1:{where.port}", flush=True)
         config = Path(folder, "config.toml")
-        config.write_text(_config(where.port, args.model), encoding="utf-8")
+        config.write_text(_config(where.port, args.model, folder), encoding="utf-8")
+        # What the daemon keeps is gone with the demo; the bundle that is made once stays in the cache.
+        os.environ.setdefault("EDGE_RUNTIME_CACHE", str(builtin.cache_path()))
         log = Path(folder, "serve.log")
         started = time.monotonic()
         with (
@@ -164,10 +168,11 @@ class _Paint:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and code else text
 
 
-def _config(port: int, model: Path | None) -> str:
+def _config(port: int, model: Path | None, state: str) -> str:
     path = f"[model]\npath = {json.dumps(str(model.resolve()), ensure_ascii=False)}\n" if model else ""
     prefix, device = BASE.split("/")
-    return f'{path}[mqtt]\nhost = "127.0.0.1"\nport = {port}\nprefix = "{prefix}"\ndevice = "{device}"\n'
+    broker_keys = f'host = "127.0.0.1"\nport = {port}\nprefix = "{prefix}"\ndevice = "{device}"\n'
+    return f"{path}[storage]\nstate_dir = {json.dumps(state)}\n[mqtt]\n{broker_keys}"
 
 
 def _plain(text: str) -> str:

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
     settings = settings_module.load(args.config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    if settings.storage.state_dir is not None:
-        # Where the built-in model's bundle goes.
-        os.environ["EDGE_RUNTIME_CACHE"] = str(settings.storage.state_dir)
+    if settings.storage.state_dir is not None or "STATE_DIRECTORY" in os.environ:
+        # Where the built-in model's bundle goes, unless somebody has said so.
+        os.environ.setdefault("EDGE_RUNTIME_CACHE", str(settings_module.state_folder(settings.storage)))
 
     import edge_runtime
     from edge_runtime.daemon.service import Daemon
@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     logging.getLogger("edge_runtime").info("%s is loaded; serving", model.info["name"])
-    try:
-        daemon.run()
-    finally:
-        model.close()
+    if not daemon.run():
+        os._exit(0)  # a model at work cannot be closed, and all that matters is on the disk
+    model.close()
     return 0

@@ -1,29 +1,34 @@
-"""Wires the daemon together: the broker's messages to the queue, the queue to the worker, its answers to the broker."""
+"""Wires the daemon together: the line to the desk, the desk to the waiting room, the worker to the model."""
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edge_runtime.daemon import requests
-from edge_runtime.daemon.mqtt import Link, Message
+from edge_runtime.daemon.admission import Admission
+from edge_runtime.daemon.desk import Desk
+from edge_runtime.daemon.mqtt import Link
 from edge_runtime.daemon.notify import notify
-from edge_runtime.daemon.queue import RequestQueue
-from edge_runtime.daemon.worker import Worker, error_body
-from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.daemon.requests import Parser
+from edge_runtime.daemon.store import Store
+from edge_runtime.daemon.worker import Worker
+from edge_runtime.settings import state_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_runtime.daemon.worker import Model
     from edge_runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# On stop, the running request may finish for this long, then it is asked to stop and has a little longer.
-FINISH_S = 10.0
-CANCEL_S = 5.0
-FAREWELL_S = 3.0
+# On stop, the running request may finish for this long, then it is asked to stop and has a little longer. All in all
+# under five seconds: what is not done then is done after the next start.
+FINISH_S = 2.5
+CANCEL_S = 1.0
+FAREWELL_S = 1.0
 
 
 class Daemon:
@@ -36,85 +41,72 @@ class Daemon:
     """
 
     def __init__(self, settings: Settings, model: Model, version: str) -> None:
-        self._limits = settings.limits
-        self._queue = RequestQueue(settings.limits.queue)
+        """Opens the store; nothing runs yet.
+
+        Raises:
+            EdgeRuntimeError: The store, the password or the CA file cannot be used.
+        """
+        limits = settings.limits
         info = {
             "version": version,
             "model": model.info["name"],
             "modalities": list(model.info["modalities"]),
             "context": model.info["context"],
-            "queue": settings.limits.queue,
+            "queue": limits.queue,
+            "limits": {
+                "per_client": limits.per_client,
+                "payload_bytes": limits.payload_bytes,
+                "audio_s": limits.audio_s,
+                "images": limits.images,
+                "image_pixels": limits.image_pixels,
+            },
         }
-        self._link = Link(settings.mqtt, info, settings.limits.payload_bytes, self.arrived)
-        self._worker = Worker(self._queue, model, settings.limits, self)
+        parser = Parser(settings, model.info["name"], model.info["context"])
+        self._admission = Admission(limits.queue, limits.per_client)
+        storage = settings.storage
+        self._store = Store(store_file(settings), storage.remembered_ids, storage.remembered_s)
+        self._desk = Desk(self._store, self._admission, parser)
+        self._link = Link(settings.mqtt, info, limits.payload_bytes, self._desk)
+        self._worker = Worker(self._admission, model, parser, self._desk)
         self._stop = threading.Event()
 
     def stop(self) -> None:
         """Makes `run` come to its end; safe in a signal handler."""
         self._stop.set()
 
-    def run(self, finish_s: float = FINISH_S) -> None:
-        """Serves until `stop`; then lets the running request finish for `finish_s` seconds, and says goodbye."""
-        thread = threading.Thread(target=self._worker.run, name="worker", daemon=True)
-        thread.start()
+    def run(self, finish_s: float = FINISH_S) -> bool:
+        """Serves until `stop`; then lets the running request finish for `finish_s` seconds, and says goodbye.
+
+        What waits then, and what did not finish, stays in the store and is answered after the next start.
+
+        Returns:
+            Whether the model is at rest. If not, it is still in the middle of something and must not be closed.
+        """
+        self._desk.restore(self._link)
+        threads = [threading.Thread(target=part.run, name=name, daemon=True) for name, part in self._parts()]
+        for thread in threads:
+            thread.start()
         self._link.start()
         notify("READY=1")
         self._stop.wait()
         notify("STOPPING=1")
         log.info("stopping")
-        for request in self._queue.close():
-            self.answer(request.reply, error_body(request.id, "the daemon is stopping", "cancelled"))
-        if not self._queue.wait_idle(finish_s):
-            self._queue.cancel_running()
-            self._queue.wait_idle(CANCEL_S)
+        self._admission.close()
+        idle = self._admission.wait_idle(finish_s)
+        if not idle:
+            self._admission.stop_running()
+            idle = self._admission.wait_idle(CANCEL_S)
         self._link.stop(FAREWELL_S)
+        self._desk.close()
+        threads[0].join(FAREWELL_S)
+        self._store.close()
+        return idle
 
-    def answer(self, reply: requests.Reply, body: dict[str, Any]) -> None:
-        """Sends a final answer."""
-        self._link.publish(reply.topic, body, reply.correlation)
+    def _parts(self) -> list[tuple[str, Desk | Worker]]:
+        return [("desk", self._desk), ("worker", self._worker)]
 
-    def delta(self, reply: requests.Reply, body: dict[str, Any]) -> None:
-        """Sends a piece of an answer: on `answer/delta`, or on the level `delta` under the requester's own topic."""
-        self._link.publish(f"{reply.topic}/delta", body, reply.correlation)
 
-    def arrived(self, message: Message) -> None:
-        """Takes in one message; a request that is not accepted is answered at once."""
-        if message.name == "cancel":
-            self._cancel(message.payload)
-            return
-        reply = requests.Reply(message.response_topic or self._link.topics("answer"), message.correlation)
-        envelope = requests.Envelope(
-            kind=message.name,
-            reply=reply,
-            received=time.monotonic(),
-            expiry_s=message.expiry_s,
-            redelivered=message.repeated,
-        )
-        try:
-            request = requests.parse(message.payload, envelope, self._limits)
-        except EdgeRuntimeError as error:
-            request_id, _ = requests.identify(message.payload, envelope, self._limits)
-            self.answer(reply, error_body(request_id, str(error), error.code))
-            return
-        verdict = self._queue.put(request)
-        if verdict == "busy":
-            self.answer(
-                reply,
-                error_body(
-                    request.id,
-                    "too many requests are waiting",
-                    "busy",
-                    retry_after_s=self._queue.retry_after_s(),
-                ),
-            )
-        elif verdict == "repeated":
-            log.info("%s %s was sent again: it is answered once", request.kind, request.id)
-
-    def _cancel(self, payload: bytes) -> None:
-        try:
-            request_id = requests.parse_cancel(payload)
-        except EdgeRuntimeError as error:
-            log.warning("%s", error)
-            return
-        if waiting := self._queue.cancel(request_id):
-            self.answer(waiting.reply, error_body(waiting.id, "the request was cancelled", "cancelled"))
+def store_file(settings: Settings) -> Path:
+    """The store's file: one for each daemon of this machine, told apart by their topics."""
+    name = re.sub(r"[^\w.-]", "-", f"{settings.mqtt.prefix}-{settings.mqtt.device}")[:100]
+    return state_folder(settings.storage) / f"{name}.requests.db"

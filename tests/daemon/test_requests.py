@@ -2,52 +2,66 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 
-from edge_runtime.daemon.requests import DESCRIBE_PROMPT, Envelope, Reply, identify, parse, parse_cancel
+from edge_runtime import builtin
+from edge_runtime.daemon.requests import DESCRIBE, PICTURE_RULE, Parser, Request
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.settings import LimitsSettings
+from edge_runtime.settings import LimitsSettings, ModelSettings, Settings
 
-LIMITS = LimitsSettings(payload_bytes=4096)
-
-
-def envelope(kind="ask", correlation=None, expiry_s=None, redelivered=False):
-    return Envelope(kind, Reply("t/answer", correlation), 100.0, expiry_s, redelivered)
+SETTINGS = Settings(limits=LimitsSettings(payload_bytes=4096, images=2, image_pixels=1024))
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
-def ask(body, **about):
-    return parse(json.dumps(body).encode(), envelope(**about), LIMITS)
+@pytest.fixture
+def parser():
+    return Parser(SETTINGS, "fake", 128)
+
+
+@pytest.fixture
+def ask(parser):
+    return lambda **body: parser.parse("ask", json.dumps(body).encode())
 
 
 def b64(data):
     return base64.b64encode(data).decode()
 
 
-def test_ask_becomes_a_chat_with_media_before_text():
-    request = ask({"id": "7", "prompt": "And?", "system": "Be kind.", "images": [b64(b"i")], "audio": b64(b"a")})
+def test_ask_becomes_a_chat_with_media_before_text(ask, png, make_wav):
+    wav = make_wav(0.05)
+    request = ask(id="7", prompt="And?", system="Be kind.", images=[b64(png)], audio=b64(wav))
     assert request.messages == [
         {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
         {
             "role": "user",
             "content": [
-                {"type": "image", "image": b"i"},
-                {"type": "audio", "audio": b"a"},
+                {"type": "image", "image": png},
+                {"type": "audio", "audio": wav},
                 {"type": "text", "text": "And?"},
             ],
         },
     ]
-    assert (request.id, request.once) == ("7", True)
+    assert (request.id, request.spoken, request.seen) == ("7", True, True)
 
 
-def test_options_go_to_the_model_and_the_rest_stays_here():
-    tools = [{"type": "function", "function": {"name": "f"}}]
+def test_options_go_to_the_model_and_the_rest_stays_here(ask):
     request = ask(
-        {"prompt": "x", "max_tokens": 5, "temperature": 0, "seed": 1, "tools": tools, "stream": True, "priority": -2}
+        prompt="x",
+        max_tokens=5,
+        temperature=0,
+        seed=1,
+        tools=TOOLS,
+        stream=True,
+        priority=-2,
+        session="s",
+        deadline_s=3,
     )
-    assert request.options == {"max_tokens": 5, "temperature": 0, "seed": 1, "tools": tools}
-    assert request.stream is True
-    assert request.priority == -2
+    assert request.options == {"max_tokens": 5, "temperature": 0, "seed": 1, "tools": TOOLS}
+    assert (request.stream, request.priority, request.session, request.deadline_s) == (True, -2, "s", 3)
+    assert ask(prompt="x", session="").session is None
+    assert not ask(prompt="x").spoken
 
 
 @pytest.mark.parametrize(
@@ -56,49 +70,87 @@ def test_options_go_to_the_model_and_the_rest_stays_here():
         ({}, "prompt: missing"),
         ({"prompt": 3}, "prompt: must be a text"),
         ({"prompt": "x", "promt": "y"}, "unknown key 'promt'"),
-        ({"prompt": "x", "id": ""}, None),
         ({"prompt": "x", "id": "i" * 300}, "id: at most 256"),
+        ({"prompt": "x", "id": "two\nlines"}, "id: at most 256 printable"),
+        ({"prompt": "x", "id": 5}, "id: must be a text"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens: must be a whole number from 1"),
         ({"prompt": "x", "max_tokens": True}, "max_tokens: must be a whole number"),
-        ({"prompt": "x", "temperature": float("nan")}, "temperature: must be a number"),
+        ({"prompt": "x", "max_tokens": 10**400}, "max_tokens: must be a whole number"),
+        ({"prompt": "x", "temperature": 1e999}, "not valid JSON"),
         ({"prompt": "x", "stream": 1}, "stream: must be true or false"),
         ({"prompt": "x", "deadline_s": "soon"}, "deadline_s: must be a number"),
+        ({"prompt": "x", "session": 5}, "session: must be a text"),
+        ({"prompt": "x", "session": "s" * 300}, "session: must be a text of at most"),
         ({"prompt": "x", "images": "aGk="}, "images: must be a list"),
         ({"prompt": "x", "images": ["not base64!"]}, r"images\[0\]: not valid base64"),
-        ({"prompt": "x", "images": [b64(b"i"), ""]}, r"images\[1\]: empty"),
+        ({"prompt": "x", "images": [""]}, r"images\[0\]: empty"),
         ({"prompt": "x", "images": [{"camera": "front"}]}, r"images\[0\]: this daemon has no cameras"),
         ({"prompt": "x", "audio": {"microphone": "desk"}}, "audio: this daemon has no microphones"),
         ({"prompt": "x", "audio": 5}, "audio: must be base64"),
-        ({"prompt": "x", "session": "s"}, "session: this daemon keeps no sessions"),
-        ([1], "must be a JSON object"),
     ],
 )
-def test_a_bad_ask_is_told_what_is_wrong(body, says):
-    if says is None:
-        assert ask(body).once is False  # an empty id is none
-        return
+def test_a_bad_ask_is_told_what_is_wrong(ask, body, says):
     with pytest.raises(EdgeRuntimeError, match=says) as caught:
-        ask(body)
+        ask(**body)
     assert caught.value.code == "bad_request"
 
 
-@pytest.mark.parametrize("payload", [b"", b"{", b"\xff\xfe", b"[" * 4000])
-def test_what_is_no_json_is_a_bad_request(payload):
-    with pytest.raises(EdgeRuntimeError, match="valid JSON") as caught:
-        parse(payload, envelope(), LIMITS)
-    assert caught.value.code == "bad_request"
+def test_media_are_looked_at_before_they_are_taken(ask, png, make_png):
+    for body, code in [
+        ({"images": [b64(b"GIF89a")]}, "unsupported_media"),
+        ({"audio": b64(b"noise")}, "unsupported_media"),
+        ({"images": [b64(make_png(40, 40))]}, "too_large"),
+        ({"images": [b64(png)] * 3}, "too_large"),
+        ({"images": ["A" * 8000]}, "too_large"),
+    ]:
+        with pytest.raises(EdgeRuntimeError) as caught:
+            ask(prompt="x", **body)
+        assert caught.value.code == code
 
 
-def test_a_large_payload_is_refused_unread():
+def test_more_text_than_the_context_can_hold_is_refused_before_it_is_made_tokens():
+    narrow = Parser(Settings(), "fake", 100)
+    for body in ({"prompt": "x" * 80_000}, {"prompt": "x", "tools": [{"description": "x" * 80_000}]}):
+        with pytest.raises(EdgeRuntimeError, match="more text than 100 tokens") as caught:
+            narrow.parse("ask", json.dumps(body).encode())
+        assert caught.value.code == "too_large"
+
+
+def test_a_picture_cannot_call_tools_unless_somebody_said_so(parser, ask, png, make_wav):
+    with pytest.raises(EdgeRuntimeError, match="vision_tools"):
+        ask(prompt="x", images=[b64(png)], tools=TOOLS)
+    assert ask(prompt="x", audio=b64(make_wav(0.05)), tools=TOOLS).options["tools"]
+    allowed = Parser(replace(SETTINGS, model=ModelSettings(vision_tools=True)), "fake", 128)
+    body = json.dumps({"prompt": "x", "images": [b64(png)], "tools": TOOLS}).encode()
+    assert allowed.parse("ask", body).options["tools"]
+
+
+def test_an_empty_id_is_none(ask):
+    assert ask(prompt="x", id="").id is None
+    assert ask(prompt="x", id=None).id is None
+
+
+def test_a_large_payload_is_refused_unread(parser):
     with pytest.raises(EdgeRuntimeError) as caught:
-        parse(b"x" * 4097, envelope("transcribe"), LIMITS)
+        parser.parse("transcribe", b"x" * 4097)
     assert caught.value.code == "too_large"
 
 
-def test_transcribe_and_describe_take_the_files_bytes():
-    assert parse(b"RIFF", envelope("transcribe"), LIMITS).audio == b"RIFF"
-    content = parse(b"\x89PNG", envelope("describe"), LIMITS).messages[0]["content"]
-    assert content == [{"type": "image", "image": b"\x89PNG"}, {"type": "text", "text": DESCRIBE_PROMPT}]
+def test_transcribe_takes_the_files_bytes(parser, make_wav):
+    wav = make_wav(0.05)
+    assert parser.parse("transcribe", wav) == Request("transcribe", audio=wav)
+
+
+def test_describe_asks_what_the_model_has_learned(parser, png):
+    system, user = parser.parse("describe", png).messages
+    assert system["content"] == [{"type": "text", "text": PICTURE_RULE}]
+    assert user["content"] == [{"type": "image", "image": png}, {"type": "text", "text": "Describe this image."}]
+    (own,) = Parser(SETTINGS, builtin.NAME, 128).parse("describe", png).messages
+    assert own["content"][1]["text"] == DESCRIBE[builtin.NAME] != DESCRIBE[""]
+    told = replace(SETTINGS, model=ModelSettings(describe_prompt="Is the door open or closed?"))
+    for name in ("fake", builtin.NAME):
+        messages = Parser(told, name, 128).parse("describe", png).messages
+        assert messages[-1]["content"][1]["text"] == "Is the door open or closed?"
 
 
 @pytest.mark.parametrize(
@@ -106,40 +158,34 @@ def test_transcribe_and_describe_take_the_files_bytes():
     [
         ("transcribe", b'{"microphone": "x"}', "transcribe wants the bytes"),
         ("transcribe", b"", "transcribe wants the bytes"),
+        ("transcribe", b"noise", "is not a WAV"),
         ("describe", b'{"camera": "front"}', "this daemon has no cameras"),
+        ("describe", b'{"image": "front"}', "unknown key 'image'"),
         ("describe", b"", "describe wants the bytes"),
+        ("describe", b"GIF89a", "is not a JPEG"),
     ],
 )
-def test_media_topics_refuse_what_they_do_not_take(kind, payload, says):
+def test_media_topics_refuse_what_they_do_not_take(parser, kind, payload, says):
     with pytest.raises(EdgeRuntimeError, match=says):
-        parse(payload, envelope(kind), LIMITS)
+        parser.parse(kind, payload)
 
 
-@pytest.mark.parametrize(
-    ("deadline_s", "expiry_s", "deadline"), [(None, None, None), (5, None, 105), (None, 3.0, 103), (5, 3.0, 103)]
-)
-def test_the_sooner_deadline_counts(deadline_s, expiry_s, deadline):
-    body = {"prompt": "x"} | ({} if deadline_s is None else {"deadline_s": deadline_s})
-    assert ask(body, expiry_s=expiry_s).deadline == deadline
+def test_the_id_of_a_bad_request_is_read_if_it_can_be(parser):
+    assert parser.named(b'{"id": "a", "promt": "typo"}') == "a"
+    for payload in (
+        b'{"id": 5}',
+        b'{"id": ""}',
+        b"{",
+        b"\x00",
+        b"",
+        b'{"id": "a\\n"}',
+        b'{"id": "a"' + b" " * 5000 + b"}",
+    ):
+        assert parser.named(payload) is None
 
 
-def test_the_id_comes_from_json_then_correlation_then_chance():
-    assert identify(b'{"id": "a"}', envelope(correlation=b"c"), LIMITS) == ("a", True)
-    assert identify(b'{"id": 5}', envelope(correlation=b"c"), LIMITS) == ("c", False)
-    assert identify(b"\x00", envelope(correlation=b"\x00\x01"), LIMITS)[0] != identify(b"\x00", envelope(), LIMITS)[0]
-
-
-def test_only_an_id_or_the_brokers_word_makes_two_requests_one():
-    assert ask({"id": "a", "prompt": "x"}).key == ask({"id": "a", "prompt": "y"}).key
-    assert not ask({"prompt": "x"}, correlation=b"1").once
-    first, second = ask({"prompt": "x"}, correlation=b"1"), ask({"prompt": "x"}, correlation=b"1", redelivered=True)
-    assert second.once
-    assert first.key == second.key
-    assert first.key != ask({"prompt": "x"}, correlation=b"2", redelivered=True).key
-
-
-def test_cancel_names_an_id():
-    assert parse_cancel(b'{"id": "a"}') == "a"
-    for payload in (b"a", b"{}", b'{"id": 1}'):
+def test_cancel_names_an_id(parser):
+    assert parser.cancelled(b'{"id": "a"}') == "a"
+    for payload in (b"a", b"{}", b'{"id": 1}', b"[]", b"{" * 1000):
         with pytest.raises(EdgeRuntimeError):
-            parse_cancel(payload)
+            parser.cancelled(payload)
