@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import offgrid
-from benchmarks.gguf_model import GgufSource, quantize, tensor_sizes, write_gguf
+from benchmarks.gguf_files import write_gguf
+from benchmarks.gguf_model import GgufSource, quantize, tensor_sizes
+from benchmarks.readings import Readings
 from edge_runtime.builtin import checkpoint_path, heldout_path
 from edge_runtime.bundle import names
-from edge_runtime.evaluation.exchanges import MODALITIES, Exchange, read_exchanges
+from edge_runtime.evaluation.exchanges import MODALITIES, read_exchanges
 from edge_runtime.evaluation.kld import BundleSource, Size, kld
 from edge_runtime.evaluation.saved import SavedSource, save
 from edge_runtime.export import export_checkpoint
@@ -31,23 +33,14 @@ from edge_runtime.export import export_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.evaluation.kld import Reader, Reading, Source
+    from edge_runtime.evaluation.exchanges import Exchange
+    from edge_runtime.evaluation.kld import Source
 
 OURS, LLAMA = "edge-runtime", "llama.cpp"
-RECIPES = ("int8", "int4", "mobile")
+RECIPES = ("int8", "int4", "int4, head 8", "mobile")
+"""A number after "head": bits of the output head."""
 KINDS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K")
 """llama.cpp's names. All made from BF16, as publishers do, and without an importance matrix."""
-
-
-class Readings:
-    """Every exchange as its tokens and soft tokens, made once."""
-
-    def __init__(self, reader: Reader, exchanges: Sequence[Exchange]) -> None:
-        self._kept = {exchange.where: reader.read(exchange) for exchange in exchanges}
-
-    def read(self, exchange: Exchange) -> Reading:
-        """See Reader."""
-        return self._kept[exchange.where]
 
 
 class Comparison:
@@ -72,7 +65,8 @@ class Comparison:
     def recipe(self, name: str) -> None:
         """Exports by a recipe and compares."""
         bundle = self._folder / name
-        export_checkpoint(self._checkpoint, bundle, recipe=name)
+        recipe, _, head = name.partition(", head ")
+        export_checkpoint(self._checkpoint, bundle, recipe=recipe, head_bits=int(head) if head else None)
         with BundleSource(bundle, threads=1, name=name, reader=self._readings) as source:
             files = {file: entry.size for file, entry in source.manifest.files.items()}
             decoder = {file: files[file] for file in (names.data_file(names.DECODER), *source.manifest.tables)}

@@ -1,13 +1,12 @@
-"""The text part of a Gemma 4 checkpoint as GGUF, its quantised forms, and their logits, all through llama.cpp.
+"""The quantised forms of a GGUF and their logits, all through llama.cpp.
 
-Needs the packages of the `bench` extra: gguf, which writes the files, and llama-cpp-python, which is llama.cpp.
+Needs the packages of the `bench` extra: gguf, which reads the files, and llama-cpp-python, which is llama.cpp.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 from typing import TYPE_CHECKING, Any, Self
 
 import gguf
@@ -16,10 +15,6 @@ import numpy as np
 
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.evaluation.exchanges import MODALITIES
-from edge_runtime.export.pipeline import read_config
-from edge_runtime.export.safetensors import Checkpoint
-from edge_runtime.gemma.geometry import Geometry
-from edge_runtime.gemma.shapes import FULL, SLIDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,93 +24,9 @@ if TYPE_CHECKING:
 
     from edge_runtime.evaluation.exchanges import Exchange
     from edge_runtime.evaluation.kld import Reader
-    from edge_runtime.gemma.shapes import TextGeometry
 
-_PREFIX = "model.language_model."
 _CONTEXT = 4096
 _BATCH = 512
-_UNROTATED = 1e30  # a divisor of a frequency so large that the pair stands still
-
-
-def write_gguf(checkpoint: Path, out: Path, *, wide: bool) -> None:
-    """Writes what llama.cpp's own convert_hf_to_gguf.py writes of the decoder.
-
-    Args:
-        checkpoint: Folder of a Gemma 4 with tower prefixes and per-layer embeddings.
-        out: The file to make.
-        wide: Matrices as float32, else as bfloat16; vectors are float32 either way.
-    """
-    text = Geometry.from_config(read_config(checkpoint)).text
-    writer = gguf.GGUFWriter(out, "gemma4")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if wide else gguf.LlamaFileType.MOSTLY_BF16)
-    _add_geometry(writer, text)
-    _add_vocabulary(writer, checkpoint)
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA4, text.num_layers)
-    pairs = text.head_dim(FULL) // 2
-    turning = text.rotated_pairs(FULL)
-    factors = np.array([1.0] * turning + [_UNROTATED] * (pairs - turning), np.float32)
-    writer.add_tensor("rope_freqs.weight", factors)
-    bf16 = gguf.GGMLQuantizationType.BF16
-    with Checkpoint(checkpoint) as tensors:
-        for name in sorted(tensors.names()):
-            if not name.startswith(_PREFIX):
-                continue
-            known = table.get_name("model." + name.removeprefix(_PREFIX), try_suffixes=(".weight",))
-            if known is None:
-                raise EdgeRuntimeError(f"{name} has no place in a GGUF")
-            # A layer's scalar has no suffix here and one there.
-            known += "" if known.endswith(".weight") else ".weight"
-            values = tensors.get(name).read()
-            if wide or values.ndim < 2:
-                writer.add_tensor(known, values)
-            else:
-                writer.add_tensor(known, gguf.quants.quantize(values, bf16), raw_dtype=bf16)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _add_geometry(writer: gguf.GGUFWriter, text: TextGeometry) -> None:
-    full, sliding = text.head_dim(FULL), text.head_dim(SLIDING)
-    writer.add_block_count(text.num_layers)
-    writer.add_context_length(text.max_positions)
-    writer.add_embedding_length(text.hidden_size)
-    writer.add_feed_forward_length(list(text.mlp_widths))
-    writer.add_head_count(text.num_heads)
-    writer.add_head_count_kv(list(text.kv_heads))
-    writer.add_rope_freq_base(text.rope_theta_full)
-    writer.add_rope_freq_base_swa(text.rope_theta_sliding)
-    writer.add_layer_norm_rms_eps(text.rms_eps)
-    writer.add_key_length(full)
-    writer.add_value_length(full)
-    writer.add_key_length_swa(sliding)
-    writer.add_value_length_swa(sliding)
-    writer.add_rope_dimension_count(full)
-    writer.add_rope_dimension_count_swa(sliding)
-    writer.add_final_logit_softcapping(text.softcap)
-    writer.add_sliding_window(text.sliding_window)
-    writer.add_sliding_window_pattern([kind == SLIDING for kind in text.layer_types])
-    writer.add_shared_kv_layers(text.num_shared_layers)
-    writer.add_embedding_length_per_layer_input(text.ple_dim)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, checkpoint: Path) -> None:
-    """The tokens; ids are handed to llama.cpp as they are, so it never splits text with them."""
-    data = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
-    words = dict(data["model"]["vocab"]) | {token["content"]: token["id"] for token in data["added_tokens"]}
-    tokens = sorted(words, key=lambda word: words[word])
-    special = {token["content"] for token in data["added_tokens"] if token["special"]}
-    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
-    writer.add_tokenizer_model("gemma4")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-1000.0] * len(tokens))
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    for name, add in (("<bos>", writer.add_bos_token_id), ("<eos>", writer.add_eos_token_id)):
-        add(words[name])
 
 
 def quantize(source: Path, out: Path, kind: str) -> None:

@@ -120,7 +120,7 @@ def _warm(path: Path, pages: NDArray[np.uint32] | None, count: int, columns: int
     """Seconds a row, the best of several rounds over the same rows."""
     ids = np.random.default_rng(3).choice(ROWS, PROMPT, replace=False)
     best = float("inf")
-    with Table.open(path, SPEC, pages) as table:
+    with Table(path, SPEC, pages) as table:
         for _ in range(6):
             started = time.perf_counter()
             for start in range(0, PROMPT, count):

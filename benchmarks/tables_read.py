@@ -114,7 +114,7 @@ def _table(*, prefetch: bool, columns: int | None = None) -> Way:
     """As the engine does: in chunks of 256 tokens, decoded."""
 
     def way(path: Path, spec: TableSpec, ids: list[int]) -> int:
-        with Table.open(path, spec) as table:
+        with Table(path, spec) as table:
             if prefetch:
                 table.prefetch(np.array(ids), columns)
             for start in range(0, len(ids), 256):

@@ -6,12 +6,12 @@ token's are read with pread. The kernel is told that reads are random, so that a
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.bundle.row_file import RowFile
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
@@ -81,50 +81,37 @@ class SharedSpec:
         return spec
 
 
-class SharedTable:
+class SharedTable(RowFile):
     """The open embedding; safe to read from several threads.
 
     Example:
-        with SharedTable.open(folder, manifest.embedding) as table:
+        with SharedTable(folder, manifest.embedding) as table:
             rows = table.read(np.array([2, 105]))
     """
 
-    def __init__(self, descriptor: int, path: Path, spec: SharedSpec) -> None:
-        self.spec = spec
-        self._path, self._descriptor = path, descriptor
-        # One lookup gives all values of a byte.
-        places = np.arange(0, 8, spec.bits, dtype=np.uint8)
-        levels = (np.arange(256)[:, None] >> places) & ((1 << spec.bits) - 1)
-        self._levels = (levels - (1 << (spec.bits - 1))).astype(np.float32)
-
-    @classmethod
-    def open(cls, folder: Path, spec: SharedSpec) -> Self:
+    def __init__(self, folder: Path, spec: SharedSpec) -> None:
         """Opens the bundle's file.
 
         Raises:
             EdgeRuntimeError: it is absent, or shorter than `spec` says.
         """
         path = folder / spec.file
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise EdgeRuntimeError(f"{path}: {error.strerror}") from error
-        size = os.fstat(descriptor).st_size
-        if size < spec.end:
-            os.close(descriptor)
+        super().__init__(path)
+        if (size := self._size()) < spec.end:
+            self.close()
             raise EdgeRuntimeError(f"{path} has {size} bytes, the embedding in it ends at {spec.end}")
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        return cls(descriptor, path, spec)
+        self.spec = spec
+        # One lookup gives all values of a byte.
+        places = np.arange(0, 8, spec.bits, dtype=np.uint8)
+        levels = (np.arange(256)[:, None] >> places) & ((1 << spec.bits) - 1)
+        self._levels = (levels - (1 << (spec.bits - 1))).astype(np.float32)
 
     def prefetch(self, ids: NDArray[np.int64]) -> None:
         """Asks the kernel for rows `ids`, to be read later; does not wait for them. Ids outside are passed over."""
-        if not hasattr(os, "posix_fadvise"):
-            return
         for row in np.unique(ids).tolist():
             if 0 <= row < self.spec.rows:
                 for offset, size in self._places(row):
-                    os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+                    self._ask(offset, size)
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows `ids` [n], times the multiplier: float32 [n, dim].
@@ -155,24 +142,3 @@ class SharedTable:
         if spec.scales == "i8":
             places.append((spec.factors_at, 4))
         return [(start + row * size, size) for start, size in places]
-
-    def _bytes(self, row: int, offset: int, count: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor, count, offset)
-        except OSError as error:
-            raise EdgeRuntimeError(f"{self._path}: row {row}: {error.strerror}", code="internal") from None
-        if len(data) != count:
-            raise EdgeRuntimeError(f"{self._path}: row {row} is cut off", code="internal")
-        return data
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -12,14 +12,14 @@ resident size grows with every row (docs/export.md has the figures).
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_runtime.bundle.checksums import PAGE, Measured, Meter
+from edge_runtime.bundle.row_file import RowFile
 from edge_runtime.bundle.rows import decode, prefix_bytes
 from edge_runtime.errors import EdgeRuntimeError
 
@@ -102,21 +102,16 @@ class TableSpec:
             raise EdgeRuntimeError(f"the bundle's table cannot be read: {error}") from error
 
 
-class Table:
+class Table(RowFile):
     """An open table; safe to read from several threads.
 
     Example:
-        with Table.open(path, spec, checksums.pages(path.name)) as table:
+        with Table(path, spec, checksums.pages(path.name)) as table:
             table.prefetch(prompt)
             rows = table.read(np.array([2, 105]))
     """
 
-    def __init__(self, descriptor: int, path: Path, spec: TableSpec, pages: NDArray[np.uint32] | None) -> None:
-        self.spec = spec
-        self._path, self._descriptor, self._pages = path, descriptor, pages
-
-    @classmethod
-    def open(cls, path: Path, spec: TableSpec, pages: NDArray[np.uint32] | None = None) -> Table:
+    def __init__(self, path: Path, spec: TableSpec, pages: NDArray[np.uint32] | None = None) -> None:
         """Opens the file at `path`.
 
         Args:
@@ -127,30 +122,22 @@ class Table:
         Raises:
             EdgeRuntimeError: it is absent or not as long as `spec` says.
         """
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise EdgeRuntimeError(f"{path}: {error.strerror}") from error
-        size = os.fstat(descriptor).st_size
-        if size != spec.size:
-            os.close(descriptor)
+        super().__init__(path)
+        self.spec, self._pages = spec, pages
+        if (size := self._size()) != spec.size:
+            self.close()
             raise EdgeRuntimeError(f"{path} has {size} bytes, its manifest says {spec.size}")
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        return cls(descriptor, path, spec, pages)
 
     def prefetch(self, ids: NDArray[np.int64], stop: int | None = None) -> None:
         """Asks the kernel for columns 0..stop of rows `ids`, to be read later; does not wait for them.
 
         Ids outside the table are passed over: `read` complains about them.
         """
-        if not hasattr(os, "posix_fadvise"):
-            return
         spec = self.spec
         size = prefix_bytes(spec, spec.dim if stop is None else stop)
         for row in np.unique(ids).tolist():
             if 0 <= row < spec.rows:
-                os.posix_fadvise(self._descriptor, spec.position(row), size, os.POSIX_FADV_WILLNEED)
+                self._ask(spec.position(row), size)
 
     def read(self, ids: NDArray[np.int64], start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Columns start..stop of rows `ids` [n], times the multiplier: float32 [n, stop - start].
@@ -191,27 +178,6 @@ class Table:
                     code="internal",
                 )
         return data[start - first * PAGE : start - first * PAGE + count]
-
-    def _bytes(self, row: int, offset: int, count: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor, count, offset)
-        except OSError as error:
-            raise EdgeRuntimeError(f"{self._path}: row {row}: {error.strerror}", code="internal") from None
-        if len(data) != count:
-            raise EdgeRuntimeError(f"{self._path}: row {row} is cut off", code="internal")
-        return data
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def write_table(path: Path, spec: TableSpec, groups: Iterable[NDArray[np.uint8]]) -> Measured:

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) 
     parser.add_argument("--limit", type=count, metavar="N", help="at most N prompts of each group")
     parser.add_argument("--save-reference", type=Path, metavar="FILE", help="keep the checkpoint's logits")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="logits kept before, instead of --checkpoint")
+    parser.add_argument("--kv-type", metavar="T", help="how BUNDLE keeps keys and values: fp32, fp16 or int8")
     parser.add_argument("--threads", type=count, metavar="N", help="threads to compute with")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace, progress: Progress) -> int:
             return 0
     bundle, name = (args.bundle, args.bundle.resolve().name) if args.bundle else (builtin.bundle_path(), builtin.NAME)
     with contextlib.ExitStack() as stack:
-        candidate = stack.enter_context(BundleSource(bundle, threads=args.threads, name=name))
+        candidate = stack.enter_context(BundleSource(bundle, threads=args.threads, name=name, kv_type=args.kv_type))
         reference: SavedSource | BundleSource
         if kept := args.reference or args.save_reference:
             reference = stack.enter_context(SavedSource(kept))

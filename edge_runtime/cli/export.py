@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
+import os
+import shutil
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from edge_runtime.errors import EdgeRuntimeError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from edge_runtime.cli._bar import Bar
     from edge_runtime.export import ExportReport
 
 HELP = (
@@ -38,6 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="int4 (default), int8, mobile or fp32")
     parser.add_argument("--drafter", metavar="DIR", help="the model's drafter (assistant): folder, hub id or recipe")
     parser.add_argument("--ple-bits", type=int, choices=(4, 8), help="bits of the per-layer embedding (E2B, E4B)")
+    parser.add_argument("--head-bits", type=int, choices=(4, 8), help="bits of the output head and token embedding")
+    parser.add_argument("--calibrate", action="store_true", help="round with what the model multiplies (GPTQ); slower")
+    parser.add_argument("--prompts", type=Path, metavar="DIR", help="what it reads for that (default: the program's)")
     parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="stay under it (such as 4G) or refuse")
     parser.add_argument("--threads", type=_count, metavar="N", help="at most N (default: one for each core)")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is a bundle")
@@ -46,12 +55,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports, then prints a summary."""
+    # Rows are dealt out to threads already; numpy's own, which it starts when it is loaded, would fight with these.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edge_runtime.cli._bar import Bar
     from edge_runtime.export import export_checkpoint
     from edge_runtime.export.pipeline import check_request
     from edge_runtime.export.source import resolve_source
 
     check_request(args.bundle, args.recipe or _RECIPE, force=args.force)
+    if args.prompts and not args.calibrate:
+        raise EdgeRuntimeError("--prompts are for --calibrate")
+    if args.max_memory and args.calibrate:
+        raise EdgeRuntimeError("--max-memory is an export's, not the model's that --calibrate runs")
     bar = Bar()
     try:
         with _stopped_by_signals():
@@ -63,22 +78,52 @@ def run(args: argparse.Namespace) -> int:
                 progress=bar.show,
                 note=bar.note,
             )
-            report = export_checkpoint(
+            recipe = args.recipe or found.recipe or _RECIPE
+            export = functools.partial(
+                export_checkpoint,
                 found.checkpoint,
-                args.bundle,
-                recipe=args.recipe or found.recipe or _RECIPE,
-                drafter=found.drafter,
-                source=found.source,
+                recipe=recipe,
                 progress=bar.show,
                 ple_bits=args.ple_bits,
+                head_bits=args.head_bits,
                 threads=args.threads,
                 max_memory=args.max_memory,
-                force=args.force,
             )
+            whole = functools.partial(export, args.bundle, drafter=found.drafter, force=args.force)
+            if args.calibrate:
+                report = _calibrated(args, recipe, export, whole, found.source, bar)
+            else:
+                report = whole(source=found.source)
     finally:
         bar.clear()
     print(json.dumps(report.to_json()) if args.json else _summary(report))
     return 0
+
+
+def _calibrated(
+    args: argparse.Namespace,
+    recipe: str,
+    export: Callable[..., ExportReport],
+    whole: Callable[..., ExportReport],
+    source: Mapping[str, str],
+    bar: Bar,
+) -> ExportReport:
+    """Exports twice: a bundle that reads the prompts, and then the one that is wanted."""
+    from edge_runtime import builtin
+    from edge_runtime.evaluation.exchanges import read_exchanges
+    from edge_runtime.evaluation.moments import collect
+    from edge_runtime.export.target import temporary_folder
+
+    if recipe != _RECIPE:
+        raise EdgeRuntimeError(f"--calibrate is for recipe {_RECIPE}, not {recipe}: no other was found better for it")
+    exchanges = read_exchanges(args.prompts or builtin.heldout_path())
+    with temporary_folder(args.bundle) as folder:
+        plain, moments = folder / "plain", folder / "moments.npz"
+        export(plain)
+        tell = functools.partial(bar.show, "calibration")
+        count = collect(plain, exchanges, moments, threads=args.threads, progress=tell)
+        shutil.rmtree(plain)
+        return whole(moments=moments, source={**source, "calibration": f"{count} prompts"})
 
 
 @contextlib.contextmanager

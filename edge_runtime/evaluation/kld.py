@@ -59,7 +59,13 @@ class BundleSource:
     """A bundle, loaded. A context manager: leaving it closes the bundle."""
 
     def __init__(
-        self, folder: Path, *, threads: int | None = None, name: str | None = None, reader: Reader | None = None
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        name: str | None = None,
+        reader: Reader | None = None,
+        kv_type: str | None = None,
     ) -> None:
         """Loads a bundle.
 
@@ -68,6 +74,7 @@ class BundleSource:
             threads: To compute with.
             name: For reports; None: name and recipe of the bundle.
             reader: Takes in pictures and sounds in place of the bundle's own towers, so that only decoders differ.
+            kv_type: How it keeps keys and values; None: fp32.
 
         Raises:
             EdgeRuntimeError: It is no bundle, or a damaged one.
@@ -76,7 +83,7 @@ class BundleSource:
 
         self.manifest = read_manifest(folder)
         self.name = name or f"{self.manifest.name} {self.manifest.recipe}"
-        self._engine = OnnxEngine(folder, threads=threads)
+        self._engine = OnnxEngine(folder, threads=threads, kv_type=kv_type)
         self._reader = reader or self
 
     @property
@@ -88,6 +95,10 @@ class BundleSource:
         """See Source."""
         prompt, soft, answer = self._reader.read(exchange)
         return self._engine.forced(prompt, soft, answer)
+
+    def watch(self, values: Sequence[str], told: Callable[[dict[str, NDArray[np.float32]]], None]) -> None:
+        """Has `logits` tell these outputs of the decoder's graph too; see `OnnxEngine.watch`."""
+        self._engine.watch(values, told)
 
     def read(self, exchange: Exchange) -> Reading:
         """See Reader.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from edge_runtime.export.calibrated import compensate, followers
 from edge_runtime.export.follow import Follower
 from edge_runtime.export.parallel import map_rows
 from edge_runtime.export.quant import Format, Rounded, quantize, settle
@@ -103,16 +104,23 @@ class DataFile:
         return extent
 
     def rounded(
-        self, matrix: Matrix, form: Format, importance: NDArray[np.float32] | None = None
+        self,
+        matrix: Matrix,
+        form: Format,
+        importance: NDArray[np.float32] | None = None,
+        moments: NDArray[np.float32] | None = None,
     ) -> tuple[Places, WeightError]:
-        """Rounds the matrix as `quantize` does and writes it as `Rounded` has its parts."""
+        """Rounds the matrix as `quantize` does, or with moments as `compensate` does, and writes its parts."""
         count, width = matrix.shape
         packed, scales, factors = self._room(count, width, form)
         lost = whole = 0.0
+        moved = None if moments is None else followers(moments)
 
         def work(start: int, stop: int) -> Rounded:
             if matrix.native == form:
                 return settle(matrix.grid(start, stop), form)
+            if moved is not None:
+                return compensate(matrix.rows(start, stop), form, moved, importance)
             return quantize(matrix.rows(start, stop), form, importance)
 
         for start, result in map_rows(matrix.shape, work, self._pace, self._tick):
@@ -199,6 +207,7 @@ class Survey(DataFile):
         matrix: Matrix,
         form: Format,
         importance: NDArray[np.float32] | None = None,  # noqa: ARG002
+        moments: NDArray[np.float32] | None = None,  # noqa: ARG002
     ) -> tuple[Places, WeightError]:
         """See DataFile."""
         self.matrices.append(matrix)

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_runtime.bundle import names
+from edge_runtime.export.calibrated import BITS, Moments
 from edge_runtime.export.data import DataFile, Extent, Places, WeightError
 from edge_runtime.export.matrix import Matrix
 from edge_runtime.export.parallel import Pace
@@ -55,6 +56,8 @@ class Graph:
     pace: Pace = field(default_factory=Pace)
     data: DataFile | None = None
     """Where weights go instead of to a file beside the graph."""
+    moments: Moments | None = None
+    """What is known of the inputs of matrices, for calibrated rounding."""
     errors: list[WeightError] = field(default_factory=list)
     places: dict[str, Places] = field(default_factory=dict)
     """Where the rounded matrices lie in the data file."""
@@ -265,7 +268,8 @@ class Graph:
         if base in self._rounded:
             return self._rounded[base]
         count, width = matrix.shape
-        places, error = self._data.rounded(matrix, form, importance)
+        moments = self.moments.of(matrix.name, width) if self.moments and form.bits == BITS else None
+        places, error = self._data.rounded(matrix, form, importance, moments)
         self.places[matrix.name] = places
         self.errors.append(error)
         packed, scales, factors = places.packed, places.scales, places.factors

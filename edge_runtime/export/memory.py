@@ -85,6 +85,8 @@ def bundle_bytes(recipe: Recipe, tensors: Checkpoint, drafter: Checkpoint | None
     total = _GRAPHS + sum(path.stat().st_size for path in copied if path.is_file())
     for name in tensors.names():
         form = recipe.towers if any(part in name for part in _TOWERS) else recipe.decoder
+        if recipe.head and name.endswith(_EMBEDDING):
+            form = recipe.head
         shape = tensors.get(name).shape
         if name.endswith(_PER_LAYER_EMBEDDING) and len(shape) == 2:
             total += _table_bytes(shape[0], shape[1], recipe.per_layer_embedding)

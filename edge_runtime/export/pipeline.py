@@ -15,12 +15,14 @@ from edge_runtime.bundle import names
 from edge_runtime.bundle.manifest import Manifest, seal
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export.audio import build_audio
+from edge_runtime.export.calibrated import Moments
 from edge_runtime.export.decoder import build_decoder
 from edge_runtime.export.drafter import build_drafter
 from edge_runtime.export.graph import Graph
 from edge_runtime.export.memory import Budget, budget, bundle_bytes, peak_memory
 from edge_runtime.export.qat import adopt_grids
-from edge_runtime.export.recipes import RECIPES, Recipe, mixed, uniform
+from edge_runtime.export.quant import FP32
+from edge_runtime.export.recipes import HEADS, RECIPES, Recipe, mixed, uniform
 from edge_runtime.export.safetensors import Checkpoint
 from edge_runtime.export.source import check_disk
 from edge_runtime.export.tables import shared_spec, write_embedding, write_per_layer_embedding
@@ -95,9 +97,11 @@ def export_checkpoint(
     source: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     ple_bits: int | None = None,
+    head_bits: int | None = None,
     threads: int | None = None,
     max_memory: int | None = None,
     force: bool = False,
+    moments: Path | None = None,
 ) -> ExportReport:
     """Turns a Hugging Face checkpoint of Gemma 4 into a bundle.
 
@@ -112,9 +116,11 @@ def export_checkpoint(
         source: Where the checkpoint came from, for the manifest; left out, the folder's name.
         progress: Told of every step.
         ple_bits: 4 or 8 for the per-layer embedding; left out, as the recipe says.
+        head_bits: 4 or 8 for the output head, which is the token embedding too; left out, as the recipe says.
         threads: At most so many; left out, one for each core.
         max_memory: Bytes that the process stays under; left out, it adapts to what the machine has free.
         force: Replace `bundle` if it is one; anything else is never replaced.
+        moments: What `edge_runtime.evaluation.moments.collect` wrote, for calibrated rounding of the decoder.
 
     Raises:
         EdgeRuntimeError: a wrong folder, an unknown recipe or architecture, a missing tensor, `bundle` exists, or the
@@ -133,6 +139,10 @@ def export_checkpoint(
         if not geometry.text.ple_dim:
             raise EdgeRuntimeError("this model has no per-layer embedding that could have other bits")
         bits = dataclasses.replace(bits, per_layer_embedding=ple_bits)
+    if head_bits is not None:
+        if bits.mixed or bits.decoder == FP32:
+            raise EdgeRuntimeError(f"recipe {recipe} chooses its head's bits itself")
+        bits = dataclasses.replace(bits, head=HEADS[head_bits])
     planned = budget(geometry, threads=threads, limit=max_memory)
     with contextlib.ExitStack() as stack:
         tensors = stack.enter_context(Checkpoint(checkpoint))
@@ -144,7 +154,10 @@ def export_checkpoint(
         check_disk([(bundle, bundle_bytes(bits, tensors, draft_tensors), "the bundle")])
         try:
             temporary = stack.enter_context(temporary_folder(bundle))
-            job = _Export(temporary, geometry, recipe, bits, tensors, draft_tensors, origin, progress, planned.pace)
+            known = Moments.open(moments) if moments else None
+            job = _Export(
+                temporary, geometry, recipe, bits, tensors, draft_tensors, origin, progress, planned.pace, known
+            )
             sizes = job.run(checkpoint)
             put(temporary, bundle)
         except OSError as error:
@@ -194,6 +207,7 @@ class _Export:
     source: dict[str, str]
     progress: Progress | None
     pace: Pace
+    moments: Moments | None = None
     errors: list[WeightError] = field(default_factory=list)
     measured: dict[str, Measured] = field(default_factory=dict)
     formats: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -260,8 +274,10 @@ class _Export:
 
     def _decoder(self, bits: Recipe) -> None:
         weights, text = Weights.of_decoder(self.tensors), self.geometry.text
-        plan = mixed(bits, lambda graph: build_decoder(graph, weights, text)) if bits.mixed else uniform(bits.decoder)
-        with self._graph(names.DECODER, plan) as graph:
+        plan = uniform(bits.decoder, bits.head)
+        if bits.mixed:
+            plan = mixed(bits, lambda graph: build_decoder(graph, weights, text))
+        with self._graph(names.DECODER, plan, self.moments) as graph:
             build_decoder(graph, weights, text)
             self.shared = shared_spec(graph, weights, self.geometry.text)
 
@@ -280,8 +296,8 @@ class _Export:
             build_drafter(graph, tensors, assistant, self.geometry.text)
 
     @contextlib.contextmanager
-    def _graph(self, file: str, plan: Plan) -> Iterator[Graph]:
-        with Graph(self.folder, file, plan, self._tick, self.pace) as graph:
+    def _graph(self, file: str, plan: Plan, moments: Moments | None = None) -> Iterator[Graph]:
+        with Graph(self.folder, file, plan, self._tick, self.pace, moments=moments) as graph:
             yield graph
             self.measured[names.data_file(file)] = graph.save()
         self.errors += graph.errors

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,9 @@ _TOWERS = re.compile(r"(^|\.)((vision|audio)_tower|embed_(vision|audio))\.")  # 
 _SAMPLE = 64  # rows that are looked at
 _FEW = 64  # blocks of these that tell an ordinary checkpoint, which is what most are
 _ON_GRID = 0.99  # of the sample's blocks must be on the grid
+
+_ROOM = {"BF16": 2.0**-9}
+"""By how much of itself a scale may move, because storing the products did worse: bfloat16 moves them by up to 2^-8."""
 
 _FLOAT32_ROOM = 4  # last places that a product in float32 may be off
 
@@ -221,9 +224,7 @@ def _packed(name: str, packed: Tensor, scales: Tensor, shape: tuple[int, int]) -
             f"{packed.file.name}: {name} [{rows}, {width}] is packed as {list(packed.shape)} with scales "
             f"{list(scales.shape)}; 2, 4 or 8 bits and groups of 32, 64 or 128 can be read"
         )
-    values = scales.read()
-    exact = bool((values.astype(np.float16).astype(np.float32) == values).all())
-    form = Format(bits, block, "f16" if exact else "f32")
+    form = Format(bits, block, _scales_for(scales.read(), 0))
     return Packed(name, scales.dtype, shape, packed.file, packed.offset, form, packed, scales)
 
 
@@ -242,8 +243,14 @@ def _native(tensor: Tensor, *, trained: bool) -> tuple[type[GridTensor], Format]
         _, steps, found = regrid(blocks, tensor.dtype)
     if found.mean() < _ON_GRID or not blocks.any():
         return (Trained, Format(4, BLOCK, "f16")) if trained else None
-    half = steps[found].astype(np.float16).astype(np.float32) == steps[found]
-    return Products, Format(4, BLOCK, "f16" if half.all() else "f32")
+    return Products, Format(4, BLOCK, _scales_for(steps[found], _ROOM.get(tensor.dtype, 0)))
+
+
+def _scales_for(steps: NDArray[np.float32], room: float) -> Literal["f16", "f32"]:
+    """How scales are kept: as float16 if that moves none by more than `room` times itself."""
+    with np.errstate(over="ignore"):
+        moved = np.abs(steps.astype(np.float16).astype(np.float32) - steps)
+    return "f16" if (moved <= room * np.abs(steps)).all() else "f32"
 
 
 def _middle(blocks: NDArray[np.float32], levels: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:

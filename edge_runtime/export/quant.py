@@ -137,12 +137,26 @@ def quantize(weight: NDArray[np.float32], form: Format, importance: NDArray[np.f
         levels = blocks * np.divide(np.float32(1.0), steps, out=np.zeros_like(steps), where=steps != 0)
         np.rint(levels, out=levels)
         np.clip(levels, -middle, middle - 1, out=levels)
-        result.packed[at] = _pack(levels, form.bits)
+        result.packed[at] = pack(levels, form.bits)
         levels *= steps
         levels -= blocks
-        result.lost += _square(levels)
-        result.whole += _square(blocks)
+        result.lost += square(levels)
+        result.whole += square(blocks)
     return result
+
+
+def scaled(
+    weight: NDArray[np.float32], form: Format, importance: NDArray[np.float32] | None = None
+) -> tuple[Rounded, NDArray[np.float32]]:
+    """Room for `weight` [N, K] with the scales that `quantize` takes, and these as they will be read: [N, K/block]."""
+    rows, width = weight.shape
+    result, steps = Rounded.empty(form, rows, width), np.empty((rows, width // form.block), np.float32)
+    step = max(1, SLAB // width)
+    for start in range(0, rows, step):
+        at = slice(start, start + step)
+        blocks = weight[at].reshape(-1, width // form.block, form.block)
+        steps[at] = _store(_scales(blocks, form.bits, importance), result, at)
+    return result, steps
 
 
 def settle(grid: Grid, form: Format) -> Rounded:
@@ -154,9 +168,9 @@ def settle(grid: Grid, form: Format) -> Rounded:
         at = slice(start, start + step)
         levels = grid.levels[at].reshape(-1, width // form.block, form.block)
         stored = _store(grid.steps[at], result, at)
-        result.packed[at] = _pack(levels, form.bits)
-        result.lost += _square(levels * (stored - grid.steps[at])[..., None])
-        result.whole += _square(levels * grid.steps[at][..., None])
+        result.packed[at] = pack(levels, form.bits)
+        result.lost += square(levels * (stored - grid.steps[at])[..., None])
+        result.whole += square(levels * grid.steps[at][..., None])
     return result
 
 
@@ -206,7 +220,7 @@ def _store(scales: NDArray[np.float32], result: Rounded, at: slice) -> NDArray[n
     return stored
 
 
-def _pack(levels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+def pack(levels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Levels [..., block] from -2^(bits-1), `8 / bits` of them a byte."""
     per_byte = 8 // bits
     # Adding 2^(bits-1) flips that bit of a number in two's complement and leaves the lower ones.
@@ -217,7 +231,7 @@ def _pack(levels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return packed
 
 
-def _square(values: NDArray[np.float32]) -> float:
+def square(values: NDArray[np.float32]) -> float:
     """Sum of squares."""
     flat = values.reshape(-1)
     return float(np.dot(flat, flat))

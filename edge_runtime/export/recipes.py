@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from edge_runtime.export.matrix import Matrix
 
 
+HEAD = "embed_tokens.weight"
+"""How the name of the head's matrix ends: it is the token embedding."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the weights of each part are stored.
@@ -47,20 +51,26 @@ class Recipe:
     mixed: float | None = None
     """Bits that the decoder's weights take on average, scales and all; they are then dealt out, `decoder` is for what
     is left."""
+    head: Format | None = None
+    """Of the output head, if not as the decoder."""
 
 
 RECIPES = {
-    "int4": Recipe(Format(4, 32, "i8"), Format(8, 32, "i8"), Format(4, 32, "i8"), 4),
-    "int8": Recipe(Format(8, 64, "i8"), Format(8, 64, "i8"), Format(8, 64, "i8"), 8),
+    "int4": Recipe(Format(4, 32, "i8"), Format(8, 128, "i8"), Format(4, 32, "i8"), 4),
+    "int8": Recipe(Format(8, 64, "i8"), Format(8, 128, "i8"), Format(8, 64, "i8"), 8),
     # A third less than int4; at E2B that is 1 GB of text weights.
-    "mobile": Recipe(Format(4, 32, "i8"), Format(8, 64, "i8"), Format(4, 32, "i8"), 4, mixed=3.45),
+    "mobile": Recipe(Format(4, 32, "i8"), Format(4, 32, "i8"), Format(4, 32, "i8"), 4, mixed=3.45),
     "fp32": Recipe(FP32, FP32, FP32, 32),
 }
 
 
-def uniform(form: Format) -> Plan:
-    """All matrices in one format, but for those that have their own."""
-    return lambda matrix: chosen(form, matrix)
+HEADS = {4: Format(4, 32, "i8"), 8: Format(8, 64, "i8")}
+"""Formats that the head may be given, by bits."""
+
+
+def uniform(form: Format, head: Format | None = None) -> Plan:
+    """All matrices in one format, but for those that have their own, and for the head if it is given another."""
+    return lambda matrix: chosen(head if head and matrix.name.endswith(HEAD) else form, matrix)
 
 
 def mixed(recipe: Recipe, build: Callable[[Graph], None]) -> Plan:

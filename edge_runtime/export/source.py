@@ -27,7 +27,7 @@ _WEIGHTS = re.compile(r"model(-\d+-of-(?P<count>\d+))?\.safetensors")
 _SMALL = re.compile(r"[^/]+\.(json|jinja)|tokenizer\.model")
 _BUNDLE_SHARE = {"fp32": 2.05, "int8": 0.6}  # bytes of a bundle for one of a bfloat16 checkpoint; others are 4 bits
 _FOUR_BIT_SHARE = 0.32
-_RUN_GGUF = "run its file with llama.cpp (this version runs bundles)"
+_RUN_GGUF = "run its file as it is (`edge-runtime ask --model FILE`)"
 
 
 @dataclass(frozen=True)

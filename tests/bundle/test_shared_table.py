@@ -39,7 +39,7 @@ def written(folder: Path, form: Format) -> tuple[SharedSpec, NDArray[np.float32]
 def test_rows_are_those_of_the_matrix_times_the_multiplier(tmp_path: Path, bits: int, block: int, scales: Any) -> None:
     spec, matrix = written(tmp_path, Format(bits, block, scales))
     ids = np.array([7, 0, 7, ROWS - 1])
-    with SharedTable.open(tmp_path, spec) as table:
+    with SharedTable(tmp_path, spec) as table:
         table.prefetch(np.array([3, -1, ROWS]))
         assert np.allclose(table.read(ids), 2.5 * matrix[ids], rtol=1e-6, atol=0)
         assert table.read(np.zeros(0, np.int64)).shape == (0, DIM)
@@ -47,7 +47,7 @@ def test_rows_are_those_of_the_matrix_times_the_multiplier(tmp_path: Path, bits:
 
 def test_ids_outside_and_files_too_short_are_refused(tmp_path: Path) -> None:
     spec, _ = written(tmp_path, Format(4, 32, "i8"))
-    with SharedTable.open(tmp_path, spec) as table:
+    with SharedTable(tmp_path, spec) as table:
         for row in (-1, ROWS):
             with pytest.raises(EdgeRuntimeError, match="outside a table of 50 rows"):
                 table.read(np.array([row]))
@@ -55,9 +55,9 @@ def test_ids_outside_and_files_too_short_are_refused(tmp_path: Path) -> None:
         with pytest.raises(EdgeRuntimeError, match="row 0 is cut off"):
             table.read(np.array([0]))
     with pytest.raises(EdgeRuntimeError, match="the embedding in it ends at"):
-        SharedTable.open(tmp_path, spec)
+        SharedTable(tmp_path, spec)
     with pytest.raises(EdgeRuntimeError, match="No such file"):
-        SharedTable.open(tmp_path / "nowhere", spec)
+        SharedTable(tmp_path / "nowhere", spec)
 
 
 def test_spec_survives_json_and_nonsense_is_refused(tmp_path: Path) -> None:

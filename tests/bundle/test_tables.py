@@ -38,7 +38,7 @@ def test_round_trip(tmp_path: Path, bits: int, block: int, worst: float) -> None
     spec = TableSpec.make(rows=50, dim=96, bits=bits, block=block, multiplier=2.5)
     write(tmp_path / "t", spec)
     assert (tmp_path / "t").stat().st_size == spec.size
-    with Table.open(tmp_path / "t", spec) as table:
+    with Table(tmp_path / "t", spec) as table:
         rows = table.read(IDS)
         assert rows.dtype == np.float32
         assert rows.shape == (6, 96)
@@ -83,7 +83,7 @@ def test_rows_that_share_pages_come_back(tmp_path: Path, step: int) -> None:
     found = measure(tmp_path / "t", PAGE)
     assert found.entry == measured.entry
     assert (found.crcs == measured.crcs).all()
-    with Table.open(tmp_path / "t", spec, measured.crcs) as table:
+    with Table(tmp_path / "t", spec, measured.crcs) as table:
         rows = table.read(np.arange(60))
         assert np.linalg.norm(rows - values) / np.linalg.norm(values) < 0.092
         order = np.array([59, 0, 13, 6, 7, 13])
@@ -94,7 +94,7 @@ def test_rows_that_share_pages_come_back(tmp_path: Path, step: int) -> None:
 def test_mistakes_are_errors(tmp_path: Path) -> None:
     spec = TableSpec.make(rows=50, dim=96, bits=4)
     write(tmp_path / "t", spec)
-    with Table.open(tmp_path / "t", spec) as table:
+    with Table(tmp_path / "t", spec) as table:
         for ids in ([50], [-1], [0, 1000]):
             table.prefetch(np.array(ids))
             with pytest.raises(EdgeRuntimeError, match="outside a table of 50 rows"):
@@ -102,9 +102,9 @@ def test_mistakes_are_errors(tmp_path: Path) -> None:
         with pytest.raises(EdgeRuntimeError, match="no whole blocks"):
             table.read(IDS, 16)
     with pytest.raises(EdgeRuntimeError, match="manifest says"):
-        Table.open(tmp_path / "t", TableSpec.make(rows=100, dim=96, bits=4))
+        Table(tmp_path / "t", TableSpec.make(rows=100, dim=96, bits=4))
     with pytest.raises(EdgeRuntimeError, match="No such file"):
-        Table.open(tmp_path / "none", spec)
+        Table(tmp_path / "none", spec)
     with pytest.raises(EdgeRuntimeError, match="cannot be cut"):
         TableSpec.make(rows=1, dim=40, bits=4)
     with pytest.raises(EdgeRuntimeError, match="2 bits"):
@@ -120,7 +120,7 @@ def test_a_flipped_bit_never_becomes_an_answer(tmp_path: Path, dim: int, bits: i
     measured = write(path, spec, values)
     sound = path.read_bytes()
     whole = np.arange(40)
-    with Table.open(path, spec, measured.crcs) as table:
+    with Table(path, spec, measured.crcs) as table:
         expected = table.read(whole)
         rng = np.random.default_rng(2)
         for at in (0, len(sound) - 1, *rng.integers(0, len(sound), 60).tolist()):
@@ -144,7 +144,7 @@ def test_a_flipped_bit_never_becomes_an_answer(tmp_path: Path, dim: int, bits: i
 def test_threads_may_share_a_table(tmp_path: Path) -> None:
     spec = TableSpec.make(rows=50, dim=96, bits=8)
     measured = write(tmp_path / "t", spec)
-    with Table.open(tmp_path / "t", spec, measured.crcs) as table, ThreadPoolExecutor(4) as pool:
+    with Table(tmp_path / "t", spec, measured.crcs) as table, ThreadPoolExecutor(4) as pool:
         whole = table.read(np.arange(50))
         orders = [np.random.default_rng(i).integers(0, 50, 200) for i in range(16)]
         for order, rows in zip(orders, pool.map(table.read, orders), strict=True):
@@ -172,7 +172,7 @@ def test_a_cold_row_costs_its_own_pages(tmp_path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return read_bytes()
 
-    with Table.open(tmp_path / "t", spec) as table:
+    with Table(tmp_path / "t", spec) as table:
         before = cold()
         table.read(ids)
         cost = read_bytes() - before

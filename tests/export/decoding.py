@@ -43,12 +43,12 @@ class Runner:
         self.inputs = {value.name for value in self.session.get_inputs()}
         self.embed: Table | SharedTable
         if manifest.embedding:
-            self.embed = SharedTable.open(bundle, manifest.embedding)
+            self.embed = SharedTable(bundle, manifest.embedding)
         else:
-            self.embed = Table.open(bundle / names.EMBED_TABLE, manifest.tables[names.EMBED_TABLE])
+            self.embed = Table(bundle / names.EMBED_TABLE, manifest.tables[names.EMBED_TABLE])
         self.ple = None
         if self.text.ple_dim:
-            self.ple = Table.open(bundle / names.PLE_TABLE, manifest.tables[names.PLE_TABLE])
+            self.ple = Table(bundle / names.PLE_TABLE, manifest.tables[names.PLE_TABLE])
         self.rope = rope_tables(self.text, capacity)
         self.window_capacity = self.text.sliding_window + chunk
         self.total = self.resident = 0

@@ -7,6 +7,7 @@ import pytest
 
 from edge_runtime.bundle import names
 from edge_runtime.bundle.manifest import read_manifest, verify
+from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export import export_checkpoint
 from edge_runtime.export.mixed import CHOICES, deal, role_weight
 from edge_runtime.export.quant import Format, Grid
@@ -89,3 +90,16 @@ def test_recipe_is_what_the_bundle_holds_and_says(tmp_path: Path, recipe: str) -
     assert (tmp_path / "again" / names.data_file(names.DECODER)).read_bytes() == (
         tmp_path / "bundle" / names.data_file(names.DECODER)
     ).read_bytes()
+
+
+def test_the_head_may_have_bits_of_its_own(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", dtype="BF16")
+    export_checkpoint(tmp_path / "model", tmp_path / "bundle", head_bits=8)
+    assert verify(tmp_path / "bundle") == []
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.embedding.bits == 8
+    bits = {name: form[0] for form, held in manifest.formats[names.DECODER].items() for name in held}
+    assert {name for name, found in bits.items() if found == "8"} == {"model.embed_tokens.weight"}
+    for recipe in ("mobile", "fp32"):
+        with pytest.raises(EdgeRuntimeError, match=f"recipe {recipe} chooses its head's bits itself"):
+            export_checkpoint(tmp_path / "model", tmp_path / "other", recipe=recipe, head_bits=8)

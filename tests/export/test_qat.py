@@ -125,6 +125,18 @@ def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
         assert (error <= 1e-7 * np.abs(grid.values()).max()).all()
 
 
+def test_scales_of_bfloat16_products_move_less_than_the_products_were_rounded(tmp_path: Path) -> None:
+    grid = random_grid(64, 64)
+    grid = Grid(grid.levels, grid.steps * np.float32(1.0003))  # between two of float16
+    small = Grid(grid.levels, grid.steps * np.float32(1e-5))  # under what float16 holds to 11 bits
+    with opened(tmp_path / "model", {"a.weight": grid.values(), "b.weight": small.values()}, {}) as checkpoint:
+        matrix = Stored(checkpoint.get("a.weight"))
+        assert matrix.native == Format(4, 32, "f16")
+        found, stored = dequantize(settle(matrix.grid(0, 64), matrix.native)), matrix.rows(0, 64)
+        assert (np.abs(found - stored) <= (2.0**-8 + 2.0**-11) * np.abs(found)).all()
+        assert Stored(checkpoint.get("b.weight")).native == Format(4, 32, "f32")
+
+
 def test_weights_before_rounding_are_known_by_name_and_rounded_by_their_own_rule(tmp_path: Path) -> None:
     values = np.random.default_rng(1).standard_normal((96, 128)).astype(np.float32)
     tensors = {"a.weight": values, "model.vision_tower.a.weight": values}
@@ -301,7 +313,7 @@ def test_q4_0_checkpoint_becomes_a_bundle_with_the_same_weights(tmp_path: Path, 
             assert (as_bf16(found[name]) == as_bf16(tensors[name])).all(), name
     manifest = read_manifest(tmp_path / "bundle")
     assert manifest.embedding
-    with SharedTable.open(tmp_path / "bundle", manifest.embedding) as table:
+    with SharedTable(tmp_path / "bundle", manifest.embedding) as table:
         read = table.read(np.arange(96)) / manifest.embedding.multiplier
     assert np.allclose(read, found["model.embed_tokens.weight"], rtol=1e-6)
     assert set(manifest.formats[names.DECODER]) >= {"4/32/f16"}

@@ -54,7 +54,7 @@ def test_a_bundle_holds_the_checkpoints_rows(tmp_path: Path, recipe: str) -> Non
     export_checkpoint(tmp_path / "model", tmp_path / "bundle", recipe=recipe)
     assert verify(tmp_path / "bundle") == []
     spec = read_manifest(tmp_path / "bundle").tables[names.PLE_TABLE]
-    with Table.open(tmp_path / "bundle" / names.PLE_TABLE, spec) as table:
+    with Table(tmp_path / "bundle" / names.PLE_TABLE, spec) as table:
         rows = table.read(np.arange(spec.rows)) / spec.multiplier
     expected = tensors["model.embed_tokens_per_layer.weight"]
     assert np.linalg.norm(rows - expected) / np.linalg.norm(expected) < (0.09 if recipe == "int4" else 1e-6)
