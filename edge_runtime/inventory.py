@@ -57,9 +57,7 @@ def look(folders: Iterable[Path]) -> list[Found]:
         if is_bundle(path):
             found[real] = _bundle(path)
         elif path.suffix == ".gguf" and architecture(path) == "gemma4":
-            size = path.stat().st_size
-            # Every weight is mapped and read.
-            found[real] = Found(path.stem, path, "gguf", size, size)
+            found[real] = _gguf(path)
     return list(found.values())
 
 
@@ -120,6 +118,16 @@ def _bundle(path: Path) -> Found:
         return Found(path.name, path, "", 0, 0, problem=str(error))
     source = str(manifest.source.get("checkpoint", ""))
     return Found(path.name, path, manifest.recipe, size, memory_needed(manifest), source)
+
+
+def _gguf(path: Path) -> Found:
+    from edge_runtime.engine.llama.load import needed  # noqa: PLC0415 - where there is a GGUF at all
+
+    size = path.stat().st_size
+    try:
+        return Found(path.stem, path, "gguf", size, needed(path, _CONTEXT))
+    except EdgeRuntimeError as error:
+        return Found(path.stem, path, "gguf", size, size, problem=str(error))
 
 
 def _text(file: BinaryIO) -> str:

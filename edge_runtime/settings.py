@@ -1,32 +1,28 @@
 """The typed settings tree: one TOML file, overridden key by key from the environment.
 
 Every limit and every default of the daemon stands here and nowhere else. A key `port` of the section `[mqtt]` is also
-the environment variable `EDGE_RUNTIME_MQTT__PORT`. An unknown key or a bad value is an `EdgeRuntimeError` that names
-the file and the line, or the variable. The keys and what they mean are the fields of the classes below.
+the environment variable `EDGE_RUNTIME_MQTT__PORT`, and `device` of the first `[[microphones]]` is
+`EDGE_RUNTIME_MICROPHONES__0__DEVICE`; a number that the file does not have is one more. An unknown key or a bad value
+is an `EdgeRuntimeError` that names the file and the line, or the variable. The keys and what they mean are the fields
+of the classes below.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import socket
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime import settings_file
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 DEFAULT_FILE = Path("/etc/edge-runtime/config.toml")
-ENVIRONMENT_PREFIX = "EDGE_RUNTIME_"
-
-_TOPIC_LEVEL = re.compile(r"[^+#/\x00]+")
 
 
 def _host_name() -> str:
@@ -39,20 +35,73 @@ def _range(low: float, high: float) -> dict[str, Any]:
     return {"low": low, "high": high}
 
 
+def _one_of(*values: str | int) -> dict[str, Any]:
+    """Field metadata: the values that are allowed."""
+    return {"values": values}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """Which model answers, and with how much of the machine."""
 
     path: Path | None = None
-    """Bundle folder; left out, the built-in model."""
+    """Bundle folder or GGUF file; `auto` for the best model on this box that its free memory takes; left out, the
+    built-in model."""
+    folder: Path | None = None
+    """Where `auto` looks, beside the caches."""
     threads: int | None = field(default=None, metadata=_range(1, 1024))
     """Threads for one operator; left out, the engine's own choice."""
     context: int | None = field(default=None, metadata=_range(64, 262144))
     """Most tokens of prompt and answer together; left out, 4096 or what the model can do, if that is less."""
+    memory_budget: str | None = None
+    """What the model may take, such as "2G": one that does not fit is refused before it is loaded. Left out: what the
+    machine has."""
+    kv_type: str | None = field(default=None, metadata=_one_of("fp32", "fp16", "int8"))
+    """How keys and values are kept; int8 takes a quarter of the memory. Left out: fp32 for a bundle, fp16 for a
+    GGUF file, or int8 where memory is short."""
+    sessions: int = field(default=1, metadata=_range(1, 64))
+    """Requests that may run at a time, each with a context of its own. The daemon runs one at a time by itself."""
+    providers: str = field(default="cpu", metadata=_one_of("cpu", "cuda"))
+    """What computes: the CPU, or an NVIDIA GPU where ONNX Runtime can."""
     describe_prompt: str | None = None
     """What `describe` asks about a picture; left out, a question that the model has learned."""
     vision_tools: bool = False
     """Whether a question about a picture may offer tools. Words in a picture could talk a model into calling them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSettings:
+    """How GGUF files are run. Left out, everything is found out."""
+
+    server: Path | None = None
+    """The `llama-server` to run; left out, that on PATH, else the one inside the extra `gguf`."""
+    projector: Path | None = None
+    """GGUF file of the image and audio towers; left out, one beside the model that fits it."""
+    drafter: Path | None = None
+    """GGUF file of a model that drafts; left out, one beside the model that fits it."""
+    gpu_layers: int | None = field(default=None, metadata=_range(0, 1000))
+    """Layers that the graphics processor holds; left out, as many as its free memory takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """A larger model beside the one of `[model]`: here (`path`) or elsewhere (`url`, `device`). None of them: none."""
+
+    path: Path | None = None
+    """Bundle folder or GGUF file on this box."""
+    url: str | None = None
+    """A llama-server or another edge-runtime, such as `http://big-box:8080`."""
+    token_file: Path | None = None
+    """File whose first line is the bearer token for `url`."""
+    device: str | None = field(default=None, metadata={"topic": "one level"})
+    """Another edge-runtime at the same broker, by its `mqtt.device`."""
+    when: tuple[str, ...] = ("request",)
+    """What goes there: `always`; `modality`: what has media of `modalities`; `length`: prompts of more than `tokens`;
+    `request`: only what asks for it with `"large": true`, which always goes there."""
+    modalities: tuple[str, ...] = ("image", "audio", "video")
+    """Media that are for the larger model."""
+    tokens: int = field(default=1024, metadata=_range(1, 262144))
+    """Length from which a prompt is for the larger model, at four bytes a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +129,10 @@ class MqttSettings:
     """How long the broker waits before it says `offline` for us: a short break of the line is no news."""
     receive_maximum: int = field(default=16, metadata=_range(1, 65535))
     """Requests that a v5 broker may send before we have stored the first of them: what keeps memory bounded."""
+    discovery: bool = False
+    """Whether the box tells Home Assistant what it has, by MQTT discovery. Switched off again, it takes that back."""
+    discovery_prefix: str = field(default="homeassistant", metadata={"topic": "levels"})
+    """Home Assistant's own topics begin with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +147,95 @@ class StorageSettings:
     """Newest requests whose ids are known again, so that a repeated one is answered once."""
     remembered_s: int = field(default=3600, metadata=_range(1, 31_536_000))
     """Seconds after which an id may be used anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The HTTP server: who may reach it, and how much of the box one connection may take."""
+
+    listen: str | None = None
+    """`host:port`, or `off`. Left out: `127.0.0.1:8080`, if nobody else has it."""
+    token_file: Path | None = None
+    """File whose first line is the bearer token that every client must show; a bare name is one of systemd's
+    credentials. Needed unless `listen` is a loopback address."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM; when set, the server speaks HTTPS. Browsers lend a microphone to HTTPS and to the
+    box's own screen only."""
+    tls_key: Path | None = None
+    """The certificate's key in PEM; left out, it is in `tls_cert`."""
+    cors_origins: tuple[str, ...] = ()
+    """Pages of other servers that may use the API from a browser, such as `https://panel.lan`."""
+    hosts: tuple[str, ...] = ()
+    """Names by which a browser may call a server without a token, beside `localhost` and the addresses themselves:
+    for a proxy in front. All others are refused, so that no page can reach the box by a name that it makes up."""
+    model_names: tuple[str, ...] = ()
+    """Further names that the model answers to, for clients that insist on one, such as `whisper-1`."""
+    connections: int = field(default=256, metadata=_range(8, 100_000))
+    """Connections at a time. When there are more, the longest idle one makes room."""
+    header_s: int = field(default=10, metadata=_range(1, 600))
+    """Seconds in which a client must have sent the head of a request, and until an unused connection is closed."""
+    body_s: int = field(default=60, metadata=_range(1, 3600))
+    """Seconds in which a client must have sent its request, or taken a piece of an answer."""
+    voices: int = field(default=8, metadata=_range(1, 1000))
+    """Spoken conversations at a time, each of which has a detector of speech of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class WyomingSettings:
+    """Speech to text for Home Assistant. The protocol knows no passwords: whoever reaches the port may use it."""
+
+    listen: str | None = None
+    """`host:port`, such as `0.0.0.0:10300`. Left out: not there."""
+    announce: bool = True
+    """Whether the box says by zeroconf that it is there, so that Home Assistant finds it; never on loopback."""
+    language: str = "en"
+    """Language that is spoken where Home Assistant does not say: its ISO 639-1 code."""
+    connections: int = field(default=16, metadata=_range(1, 10_000))
+    """Connections at a time; further ones are closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class KioskSettings:
+    """The page at `/`, for whoever stands in front of the box. `docs/kiosk.md` shows it."""
+
+    enabled: bool = True
+    """Whether there is such a page. The owner's page, `/status`, always is."""
+    title: str | None = None
+    """What stands at the top; left out, a word of the language. `strings` has it by language."""
+    greeting: str | None = None
+    """What the page says to who comes; left out, as above."""
+    suggestions: tuple[str, ...] = ()
+    """Questions to be touched."""
+    language: str = "en"
+    """Language that the page begins with, and that is spoken: its ISO 639-1 code."""
+    languages: tuple[str, ...] = ("en", "de", "fr", "es", "zh")
+    """Languages to choose from. Those that the page does not know need all their `strings`."""
+    strings: dict[str, Any] = field(default_factory=dict)
+    """By language, what the page says in other words: `[kiosk.strings.de]`, and in it `title`, `greeting`,
+    `suggestions` or any other key of `edge_runtime/kiosk/static/strings.js`."""
+    accent: str = "#0b5d51"
+    """Colour of what can be touched. Text must be legible: a contrast of 4.5 to the background."""
+    background: str = "#f7f3ea"
+    """Colour of the page."""
+    text: str = "#1d1a16"
+    """Colour of what is written."""
+    system: str | None = None
+    """How to answer: the system message."""
+    max_tokens: int | None = field(default=None, metadata=_range(1, 1_000_000))
+    """Longest answer; left out, the model's own limit."""
+    microphone: bool = True
+    """Whether questions can be spoken."""
+    hands_free: bool = False
+    """Whether the page listens by itself from the first touch on, instead of while its button is held."""
+    camera: bool = True
+    """Whether a picture can be taken for a question."""
+    speak: bool = True
+    """Whether answers are read aloud, where there is a voice; whoever asks can switch it."""
+    screen_keys: bool = False
+    """Whether there are keys on the screen to write with, for a box that has no keyboard."""
+    idle_s: int = field(default=90, metadata=_range(20, 3600))
+    """After so many seconds in which nothing happens the page asks whether anybody is there, and 20 seconds later
+    forgets all that was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +270,165 @@ class LimitsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MicrophoneSettings:
+    """One `[[microphones]]`: what it hears, when, and what becomes of it."""
+
+    name: str = field(metadata={"topic": "one level"})
+    """What requests and events call it."""
+    device: str | None = None
+    """Name of the sound input or a part of it, or its number; left out, the sound system's default."""
+    mode: str = field(default="push-to-talk", metadata=_one_of("push-to-talk", "voice", "wake-word"))
+    """What makes it listen: a request, speech, or a wake word. A request does so in every mode."""
+    wake_words: tuple[str, ...] = ()
+    """`okay_nabu`, `hey_jarvis`, `hey_mycroft`, `alexa`, or files of microWakeWord (the extra `wake`)."""
+    wake_threshold: float | None = field(default=None, metadata=_range(0.01, 1.0))
+    """Probability from which a wake word was said: lower hears more and errs more. Left out: each model's own."""
+    action: str = field(default="ask", metadata=_one_of("ask", "transcribe"))
+    """What becomes of what is said: it is written down and answered, or written down only."""
+    language: str = "English"
+    """What is spoken, by its English name."""
+    system: str | None = None
+    """How to answer: the system message."""
+    max_tokens: int | None = field(default=None, metadata=_range(1, 1_000_000))
+    """Longest answer; left out, the model's own limit."""
+    speak: bool = True
+    """Whether answers are read aloud, where there is a voice."""
+    barge_in: bool = True
+    """Whether speech during an answer ends it and is heard. Needs echo cancellation; without it a wake word does so."""
+    echo_cancelled: bool | None = None
+    """Whether what it hears is free of our own voice: a conference microphone does that by itself. Left out: as the
+    sound server says. Where it is not, nothing but a wake word is heard while an answer is spoken."""
+    threshold: float = field(default=0.5, metadata=_range(0.05, 0.95))
+    """Probability from which sound is speech: higher where a television talks, lower for a quiet speaker."""
+    pause_s: float = field(default=0.7, metadata=_range(0.2, 5.0))
+    """A pause this long ends what is said: longer for who thinks while talking, shorter for quick commands."""
+    min_speech_s: float = field(default=0.25, metadata=_range(0.05, 5.0))
+    """Less speech than this was a cough or a knock."""
+    max_s: float = field(default=29.0, metadata=_range(1.0, 29.0))
+    """Longest utterance: the model hears half a minute at a time."""
+    patience_s: float = field(default=5.0, metadata=_range(0.5, 60.0))
+    """After a wake word or a request without speech, how long it is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSettings:
+    """One `[[cameras]]`: where it is, and what is asked of it without being asked."""
+
+    name: str = field(metadata={"topic": "one level"})
+    """What requests and events call it."""
+    source: str
+    """`/dev/video0`, `rtsp://...`, `http://...` (MJPEG or one picture), a file, `csi:0` for a Jetson's camera, or
+    `gst:` and a GStreamer pipeline."""
+    interval_s: float | None = field(default=None, metadata=_range(0.1, 86_400))
+    """Seconds from one look to the next. Left out: it is not watched, it answers requests."""
+    on_change: bool = True
+    """Whether a look leads to a question only when something has changed since the last one."""
+    rest_s: float = field(default=0.0, metadata=_range(0, 86_400))
+    """Seconds after a question without another one; a change meanwhile counts afterwards."""
+    prompt: str | None = None
+    """What is asked when it is watched; left out, what `describe` asks."""
+    schema: dict[str, Any] | None = None
+    """JSON schema of the answers: then equal answers are equal whatever the words, and `event/frame` carries them."""
+    max_tokens: int | None = field(default=None, metadata=_range(1, 1_000_000))
+    """Longest answer when it is watched; left out, the model's own limit."""
+    change_area: float = field(default=0.006, metadata=_range(0.0005, 1.0))
+    """Part of the picture that makes a change: 0.006 is a person across a yard."""
+    change_levels: float = field(default=10.0, metadata=_range(1, 255))
+    """Difference in brightness, of 255, that counts."""
+    width: int | None = field(default=None, metadata=_range(16, 16_384))
+    """Wanted width, with `height`, where the source gives a choice: V4L2, GStreamer."""
+    height: int | None = field(default=None, metadata=_range(16, 16_384))
+    """Wanted height."""
+    turn: int = field(default=0, metadata=_one_of(0, 90, 180, 270))
+    """Degrees by which pictures are turned clockwise."""
+    max_pixels: int = field(default=1920 * 1080, metadata=_range(1024, 50_000_000))
+    """Pictures are made smaller than this."""
+    open_s: float = field(default=10.0, metadata=_range(0.5, 120))
+    """The source must answer within so many seconds."""
+    read_s: float = field(default=5.0, metadata=_range(0.5, 600))
+    """The source must send a picture at least this often; one that does not is opened again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechSettings:
+    """The box's own voice."""
+
+    engine: str = field(default="auto", metadata=_one_of("auto", "espeak-ng", "piper", "off"))
+    """Which program speaks; `auto` is piper when `voice` is one of its files, else espeak-ng if it is installed."""
+    voice: str | None = None
+    """A voice of espeak-ng, such as `en-us`, or the path of a piper voice (`.onnx`)."""
+    device: str | None = None
+    """Name of the sound output or a part of it, or its number; left out, the sound system's default."""
+    words_per_minute: int = field(default=165, metadata=_range(80, 450))
+    """How fast espeak-ng speaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PressureSettings:
+    """From when on the box has it too hard: first cameras are looked at less often, then new requests are `busy`."""
+
+    slow_c: float | None = field(default=None, metadata=_range(20, 150))
+    """Degrees Celsius; left out, 3 below where the kernel throttles the part in question, or 80."""
+    refuse_c: float | None = field(default=None, metadata=_range(20, 150))
+    """Degrees Celsius; left out, 6 below where the kernel shuts down, or 95."""
+    memory_slow_percent: float = field(default=10.0, metadata=_range(0.1, 100))
+    """Part of ten seconds in which something waited for memory (PSI)."""
+    memory_refuse_percent: float = field(default=40.0, metadata=_range(0.1, 100))
+    """As above."""
+    cpu_slow_percent: float = field(default=90.0, metadata=_range(1, 101))
+    """Part of ten seconds in which something waited for a processor (PSI); 101: never."""
+    used_slow_percent: float = field(default=93.0, metadata=_range(1, 101))
+    """Memory in use, of the machine or of the service's limit, whichever is tighter; 101: never."""
+    used_refuse_percent: float = field(default=97.0, metadata=_range(1, 101))
+    """As above."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is written to stderr, or the journal: never what was asked or answered."""
+
+    level: str = field(default="info", metadata=_one_of("debug", "info", "warning", "error"))
+    """The least important kind of line."""
+    format: str = field(default="text", metadata=_one_of("text", "json"))
+    """`text` with `key=value`, or one JSON object a line."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole tree."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    llama: LlamaSettings = field(default_factory=LlamaSettings)
+    route: RouteSettings = field(default_factory=RouteSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    wyoming: WyomingSettings = field(default_factory=WyomingSettings)
+    kiosk: KioskSettings = field(default_factory=KioskSettings)
+    speech: SpeechSettings = field(default_factory=SpeechSettings)
+    pressure: PressureSettings = field(default_factory=PressureSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    microphones: tuple[MicrophoneSettings, ...] = ()
+    cameras: tuple[CameraSettings, ...] = ()
 
 
 SECTIONS: dict[str, type[Any]] = {
     "model": ModelSettings,
+    "llama": LlamaSettings,
+    "route": RouteSettings,
     "mqtt": MqttSettings,
     "storage": StorageSettings,
     "limits": LimitsSettings,
+    "http": HttpSettings,
+    "wyoming": WyomingSettings,
+    "kiosk": KioskSettings,
+    "speech": SpeechSettings,
+    "pressure": PressureSettings,
+    "log": LogSettings,
 }
+LISTS: dict[str, type[Any]] = {"microphones": MicrophoneSettings, "cameras": CameraSettings}
+"""Sections of which there may be any number, each with a `name` of its own."""
 
 
 def state_folder(storage: StorageSettings) -> Path:
@@ -165,141 +451,9 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None)
     Raises:
         EdgeRuntimeError: A missing or broken file, an unknown key or a bad value.
     """
-    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    if file is not None or DEFAULT_FILE.is_file():
-        _read_file(file or DEFAULT_FILE, values)
-    _read_environment(os.environ if environment is None else environment, values)
-    return Settings(**{name: section(**values[name]) for name, section in SECTIONS.items()})
-
-
-def _read_file(file: Path, values: dict[str, dict[str, Any]]) -> None:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise EdgeRuntimeError(f"{file}: no such settings file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeRuntimeError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise EdgeRuntimeError(f"{file}: not TOML: {error}") from None
-    for section, keys in tree.items():
-        if section not in SECTIONS or not isinstance(keys, dict):
-            line = _line_of(text, None, section)
-            raise EdgeRuntimeError(f"{file}:{line}: unknown section [{section}] (there are {_listed(SECTIONS)})")
-        for key, value in keys.items():
-            where = f"{file}:{_line_of(text, section, key)}"
-            values[section][key] = _checked(section, key, value, where)
-
-
-def _read_environment(environment: Mapping[str, str], values: dict[str, dict[str, Any]]) -> None:
-    for name in sorted(environment):
-        # Names without "__" (EDGE_RUNTIME_CACHE) are not settings.
-        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
-            continue
-        section, key = (part.lower() for part in name.removeprefix(ENVIRONMENT_PREFIX).split("__", 1))
-        where = f"environment variable {name}"
-        if section not in SECTIONS:
-            raise EdgeRuntimeError(f"{where}: unknown section {section} (there are {_listed(SECTIONS)})")
-        values[section][key] = _checked(section, key, environment[name], where)
-
-
-def _checked(section: str, key: str, value: object, where: str) -> object:
-    """`value` as the type of the key, or an error that names `where`. Strings are parsed where a number is wanted."""
-    fields = {entry.name: entry for entry in dataclasses.fields(SECTIONS[section])}
-    if key not in fields:
-        raise EdgeRuntimeError(f"{where}: unknown key {section}.{key} (there are {_listed(fields)})")
-    wanted = typing.get_type_hints(SECTIONS[section])[key]
-    if isinstance(wanted, types.UnionType):
-        wanted = next(kind for kind in typing.get_args(wanted) if kind is not types.NoneType)
-    try:
-        result = _CONVERTERS[wanted](value, from_text=where.startswith("environment"))
-    except ValueError as error:
-        raise EdgeRuntimeError(f"{where}: {section}.{key} must be {error}, not {value!r}") from None
-    rule = fields[key].metadata
-    if "low" in rule and not rule["low"] <= result <= rule["high"]:
-        raise EdgeRuntimeError(f"{where}: {section}.{key} must be from {rule['low']} to {rule['high']}, not {value!r}")
-    if "topic" in rule:
-        levels = [result] if rule["topic"] == "one level" else result.split("/")
-        if not all(_TOPIC_LEVEL.fullmatch(level) for level in levels):
-            raise EdgeRuntimeError(f"{where}: {section}.{key} must be {rule['topic']} of an MQTT topic, not {value!r}")
-    return result
-
-
-def _integer(value: object, *, from_text: bool) -> int:
-    if from_text and isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError("a whole number")
-
-
-def _number(value: object, *, from_text: bool) -> float:
-    if from_text and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("a number") from None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError("a number")
-
-
-def _truth(value: object, *, from_text: bool) -> bool:
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if from_text and isinstance(value, str) and value.strip().lower() in words:
-        return words[value.strip().lower()]
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
-
-
-def _text(value: object, *, from_text: bool) -> str:  # noqa: ARG001  one shape for all converters
-    if isinstance(value, str) and value:
-        return value
-    raise ValueError("a text")
-
-
-def _path(value: object, *, from_text: bool) -> Path:
-    try:
-        return Path(_text(value, from_text=from_text)).expanduser()
-    except ValueError:
-        raise ValueError("a path") from None
-
-
-_CONVERTERS: dict[type, Callable[..., Any]] = {
-    bool: _truth,
-    int: _integer,
-    float: _number,
-    str: _text,
-    Path: _path,
-}
-
-
-def _line_of(text: str, section: str | None, key: str) -> int:
-    """The line on which `key` of `[section]` is set, or on which the section `key` begins where `section` is None.
-
-    tomllib keeps no positions, so this looks again at a text that is known to be sound TOML. A key inside an inline
-    table gives the table's line; one that is written with escapes gives 1.
-    """
-    wanted = key if section is None else f"{section}.{key}"
-    table = ""
-    fallback = 1
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[{1,2}([^\]]+)\]", line)
-        assignment = re.match(r"([^=#]+)=", line)
-        if header:
-            name = table = re.sub(r"[\s\"']", "", header[1])
-        elif assignment:
-            name = ".".join(filter(None, [table, re.sub(r"[\s\"']", "", assignment[1])]))
-        else:
-            continue
-        if name == wanted or name.startswith(f"{wanted}."):
-            return number
-        if name == section:
-            fallback = number
-    return fallback
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    return ", ".join(names)
+    chosen = file or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+    values = settings_file.read(SECTIONS, LISTS, chosen, os.environ if environment is None else environment)
+    for microphone in values["microphones"]:
+        if microphone.mode == "wake-word" and not microphone.wake_words:
+            raise EdgeRuntimeError(f"microphone {microphone.name}: the mode wake-word needs wake_words")
+    return Settings(**values)

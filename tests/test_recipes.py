@@ -51,11 +51,11 @@ def test_sizes_are_those_of_the_geometry(model):
     table = sum(count for name, count in needed.items() if "embed_tokens_per_layer" in name)
     towers = sum(count for name, count in needed.items() if "vision" in name or "audio" in name)
     decoder = sum(needed.values()) - table - towers
+    drafter = sum(math.prod(shape) for shape in shapes(assistant_config(model)).values())
     # Bits of a weight and its part of a scale: int4 in blocks of 32, the table's rows, int8.
-    bundle = (4.5 * decoder + 4.2 * table + 8.5 * towers) / 8
-    assert recipe.bundle_bytes == pytest.approx(bundle, rel=0.03)
+    bundle = (4.25 * (decoder + drafter) + 4.2 * table + 8.1 * towers) / 8 + TOKENIZER_BYTES / 2
+    assert recipe.bundle_bytes == pytest.approx(bundle, rel=0.04)  # E4B's rows are padded, so that few lie in two pages
     if model in {"e2b", "e4b"}:
-        drafter = sum(math.prod(shape) for shape in shapes(assistant_config(model)).values())
         size = recipes.get(recipe.drafter).download_bytes
         assert size == pytest.approx(2 * drafter + TOKENIZER_BYTES, rel=0.01)
 

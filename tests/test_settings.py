@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,13 @@ def test_environment_wins_over_the_file(tmp_path):
         ("\nmqtt = { prot = 1 }\n", 2, "unknown key mqtt.prot"),
         ("[mqtt.tls]\nca = 1\n", 1, "unknown key mqtt.tls"),
         ('[model]\npath = ""\n', 2, "model.path must be a path"),
+        ('[[cameras]]\nname = "a"\nsource = "x"\n[[cameras]]\nname = "b"\nsauce = 1\n', 6, "unknown key cameras.sauce"),
+        ('[[cameras]]\nname = "a"\n', 1, "cameras.source is missing"),
+        ('[[microphones]]\nname = "a"\n\n[[microphones]]\nname = "a"\n', 4, "two of microphones have the name a"),
+        ('[[microphones]]\nname = "a"\nmode = "always"\n', 3, "must be one of push-to-talk, voice, wake-word, not"),
+        ('[microphones]\nname = "a"\n', 1, "must be written [[microphones]]"),
+        ("[[mqtt]]\nport = 1\n", 1, "must be written [mqtt]"),
+        ('[[cameras]]\nname = "a"\nsource = "x"\nschema = 1\n', 4, "cameras.schema must be a table"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path, text, line, says):
@@ -84,9 +93,12 @@ def test_missing_file_is_one_line(tmp_path):
     ("name", "value", "says"),
     [
         ("EDGE_RUNTIME_MQTT__PROT", "1", "unknown key mqtt.prot"),
-        ("EDGE_RUNTIME_HTTP__LISTEN", "1", "unknown section http"),
+        ("EDGE_RUNTIME_PRINTER__LISTEN", "1", "unknown section printer"),
         ("EDGE_RUNTIME_MQTT__PORT", "many", "mqtt.port must be a whole number"),
         ("EDGE_RUNTIME_LIMITS__AUDIO_S", "nan", "limits.audio_s must be from"),
+        ("EDGE_RUNTIME_CAMERAS__NAME", "door", "cameras are numbered from 0"),
+        ("EDGE_RUNTIME_CAMERAS__0__NAME", "door", "cameras.source is missing"),
+        ("EDGE_RUNTIME_CAMERAS__0__SCHEMA", "{", "cameras.schema must be a JSON object"),
     ],
 )
 def test_a_bad_variable_is_named(name, value, says):
@@ -114,3 +126,50 @@ def test_what_must_outlive_a_restart_has_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/edge-runtime:/var/lib/other")
     assert settings.state_folder(nothing) == Path("/var/lib/edge-runtime")
     assert settings.state_folder(settings.StorageSettings(tmp_path)) == tmp_path
+
+
+def test_microphones_and_cameras_are_lists(tmp_path):
+    file = written(
+        tmp_path,
+        '[[microphones]]\nname = "kitchen"\nmode = "wake-word"\nwake_words = ["okay_nabu"]\n'
+        '[[cameras]]\nname = "door"\nsource = "rtsp://a"\n[cameras.schema]\ntype = "object"\n'
+        '[[cameras]]\nname = "yard"\nsource = "/dev/video0"\ninterval_s = 5\n',
+    )
+    environment = {
+        "EDGE_RUNTIME_MICROPHONES__0__DEVICE": "USB",
+        "EDGE_RUNTIME_CAMERAS__1__SOURCE": "/dev/video2",
+        "EDGE_RUNTIME_CAMERAS__2__NAME": "hall",
+        "EDGE_RUNTIME_CAMERAS__2__SOURCE": "hall.jpg",
+        "EDGE_RUNTIME_CAMERAS__2__SCHEMA": '{"type": "object"}',
+    }
+    tree = settings.load(file, environment)
+    (kitchen,) = tree.microphones
+    assert (kitchen.device, kitchen.mode, kitchen.wake_words) == ("USB", "wake-word", ("okay_nabu",))
+    assert [(camera.name, camera.source, camera.interval_s) for camera in tree.cameras] == [
+        ("door", "rtsp://a", None),
+        ("yard", "/dev/video2", 5.0),
+        ("hall", "hall.jpg", None),
+    ]
+    assert tree.cameras[0].schema == tree.cameras[2].schema == {"type": "object"}
+    assert settings.load(environment={}).microphones == ()
+
+
+def test_a_wake_word_microphone_needs_words():
+    environment = {"EDGE_RUNTIME_MICROPHONES__0__NAME": "a", "EDGE_RUNTIME_MICROPHONES__0__MODE": "wake-word"}
+    with pytest.raises(EdgeRuntimeError, match="microphone a: the mode wake-word needs wake_words"):
+        settings.load(environment=environment)
+
+
+def test_the_settings_that_the_page_teaches_are_settings(tmp_path):
+    page = (Path(settings.__file__).parents[1] / "docs" / "voice-and-cameras.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    trees = [settings.load(written(tmp_path, block), environment={}) for block in blocks]
+    assert [camera.name for tree in trees for camera in tree.cameras] == ["door", "yard"]
+    assert [microphone.name for tree in trees for microphone in tree.microphones] == ["kitchen"]
+    keys = set(re.findall(r"`(\w+)`", "".join(line for line in page.splitlines() if line.startswith("| `"))))
+    known = {
+        field.name
+        for kind in (settings.MicrophoneSettings, settings.CameraSettings)
+        for field in dataclasses.fields(kind)
+    }
+    assert known - keys <= {"name", "source"}

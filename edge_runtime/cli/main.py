@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 # Every verb with its line in `edge-runtime --help`; the module of that name says the rest.
 VERBS = {
     "ask": "one answer to a prompt, with images and audio if you like",
+    "chat": "a conversation in the terminal",
     "transcribe": "speech to text",
     "serve": "the daemon: answers requests over MQTT",
+    "doctor": "what this box has, and how to mend what is missing",
     "demo": "broker and daemon on loopback; one spoken and one image question, answered",
     "models": "what is on this box, what can be fetched, what fits its memory",
     "export": "Hugging Face checkpoint -> bundle folder",
     "verify": "check a bundle's files against its manifest",
     "eval": "quality of a bundle on a folder of cases",
+    "bench": "how fast a model is here, and what memory it takes",
 }
 
 

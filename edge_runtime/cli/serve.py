@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
+    from edge_runtime.daemon.http.server import Server
+    from edge_runtime.settings import Settings
+
 HELP = (
-    "The daemon: answers requests that come over MQTT, until SIGTERM or Ctrl-C. Without a settings file it runs the "
-    "built-in model and uses the broker on localhost."
+    "The daemon: answers requests that come over MQTT and HTTP, until SIGTERM or Ctrl-C. Without a settings file it "
+    "runs the built-in model, uses the broker on localhost and listens on 127.0.0.1:8080."
 )
 EXAMPLE = "edge-runtime serve --config /etc/edge-runtime/config.toml"
 
@@ -23,30 +27,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="F", help="settings file (default: /etc/edge-runtime/config.toml if it exists)"
     )
+    parser.add_argument("--memory", metavar="SIZE", help="what the model may take, such as 2G (default: the settings)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop."""
     from edge_runtime import settings as settings_module
     from edge_runtime.cli.main import version
+    from edge_runtime.daemon import journal
 
     settings = settings_module.load(args.config)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    journal.set_up(settings.log.level, settings.log.format)
+    faulthandler.enable()  # a watchdog's SIGABRT shows where each thread was
     if settings.storage.state_dir is not None or "STATE_DIRECTORY" in os.environ:
         # Where the built-in model's bundle goes, unless somebody has said so.
         os.environ.setdefault("EDGE_RUNTIME_CACHE", str(settings_module.state_folder(settings.storage)))
 
-    import edge_runtime
+    from edge_runtime.daemon.models import open_model
     from edge_runtime.daemon.service import Daemon
 
+    http = _http(settings, version())  # before the model is loaded: it says that it is not ready
     # Until the daemon is there to stop, a signal ends the process: nothing has been promised to anyone yet.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    model = edge_runtime.load(settings.model.path, threads=settings.model.threads, context=settings.model.context)
-    daemon = Daemon(settings, model, version())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    model = open_model(settings, args.memory)
+    daemon = Daemon(settings, model, version(), http)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
+    daemon.on_settings["log"] = lambda changed: journal.set_up(changed.log.level, changed.log.format)
+    signal.signal(signal.SIGHUP, lambda *_: daemon.reload(lambda: settings_module.load(args.config)))
     logging.getLogger("edge_runtime").info("%s is loaded; serving", model.info["name"])
     if not daemon.run():
         os._exit(0)  # a model at work cannot be closed, and all that matters is on the disk
     model.close()
     return 0
+
+
+def _http(settings: Settings, version: str) -> Server | None:
+    """The HTTP server, serving; None: there is to be none."""
+    if settings.http.listen == "off":
+        return None
+    from edge_runtime.daemon.http.server import Server
+
+    server = Server.of(settings, version)
+    if server is not None:
+        server.start()
+    return server

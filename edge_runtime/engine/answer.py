@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.engine.stops import StopStrings
 from edge_runtime.gemma.output import OutputParser
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from edge_runtime.engine.protocol import FinishReason
+    from edge_runtime.engine.speculative import Guesses
     from edge_runtime.gemma.tokenizer import Tokenizer
 
 
@@ -21,6 +22,8 @@ class Answer:
         parser: Holds thoughts and tool calls.
         tokens: Tokens taken so far, the one that ended the answer among them.
         done: Whether the answer is complete.
+        called: The tool call that the last token completed.
+        guesses: Where tokens were guessed ahead: what came of it.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class Answer:
         self.parser = OutputParser(tokenizer, prompt)
         self.tokens = 0
         self.done = False
+        self.called: dict[str, Any] | None = None
+        self.guesses: Guesses | None = None
         self._stops = StopStrings(stop)
         self._ends, self._max_tokens = ends, max_tokens
         self._cut = False
@@ -43,10 +48,14 @@ class Answer:
     def push(self, token: int) -> str:
         """Takes a token; returns the text that may be shown now."""
         self.tokens += 1
+        self.called = None
         if token in self._ends:
             self.done = True
             return ""
+        calls = len(self.parser.tool_calls)
         text = self._stops.push(self.parser.push(token))
+        if len(self.parser.tool_calls) > calls:
+            self.called = self.parser.tool_calls[-1].to_json()
         self._cut = self.tokens >= self._max_tokens and not self._stops.stopped
         self.done = self._stops.stopped or self._cut
         return text

@@ -6,7 +6,8 @@ The template runs in jinja2's sandbox, set up as transformers sets it up, and se
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -15,24 +16,29 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.gemma.tokenizer import MARK_START
 from edge_runtime.gemma.tools import check_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
     from edge_runtime.gemma.tokenizer import Tokenizer
 
-MediaKind = Literal["image", "audio"]
+MediaKind = Literal["image", "audio", "video"]
+
+_THOUGHTS = ("reasoning", "reasoning_content", "thinking", "thoughts")
+"""Names under which clients keep the thoughts of an answer."""
+_THOUGHT = re.compile(r"<\|channel>thought\n.*?<channel\|>", re.DOTALL)
 
 ROLES = ("system", "developer", "user", "assistant", "model", "tool")
 
 
 @dataclass(frozen=True)
 class Media:
-    """An image or a sound of a message, as its author gave it."""
+    """An image, a sound, a video or a picture of one, as its author gave it."""
 
     kind: MediaKind
     source: Any
@@ -46,11 +52,13 @@ class Chat:
         messages: Plain JSON data, media items bare: `{"type": "image"}`.
         tools: In OpenAI's form, or None.
         media: In the order in which their placeholders appear.
+        times: For each video, the times of its pictures, once `with_frames` has put these in the video's place.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     media: tuple[Media, ...]
+    times: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class Prompt:
 
     @property
     def images(self) -> list[tuple[int, int]]:
-        """The first soft token of each image, and the end of them."""
-        return [(span.start, span.start + span.count) for span in self.spans if span.kind == "image"]
+        """The first soft token of each image and picture of a video, and the end of them."""
+        return [(span.start, span.start + span.count) for span in self.spans if span.kind != "audio"]
 
 
 def check_chat(messages: Any, tools: Any = None) -> Chat:
@@ -80,7 +88,8 @@ def check_chat(messages: Any, tools: Any = None) -> Chat:
 
     Args:
         messages: Hugging Face's chat format: `role` and `content`, the content a string or a list of
-            `{"type": "text", "text"}`, `{"type": "image", "image"}`, `{"type": "audio", "audio"}`.
+            `{"type": "text", "text"}`, `{"type": "image", "image"}`, `{"type": "audio", "audio"}`,
+            `{"type": "video", "video"}`.
             Assistant messages may have `tool_calls`, tool messages a `name` or `tool_call_id`.
         tools: See `gemma.tools.check_tools`; empty or None for none.
 
@@ -92,7 +101,18 @@ def check_chat(messages: Any, tools: Any = None) -> Chat:
     media: list[Media] = []
     call_names: dict[str, str] = {}
     plain = [_message(number, message, media, call_names) for number, message in enumerate(messages, 1)]
-    return Chat(plain, check_tools(tools) if tools else None, tuple(media))
+    return Chat(_without_old_thoughts(plain), check_tools(tools) if tools else None, tuple(media))
+
+
+def _without_old_thoughts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without thoughts, but for those of calls since the last question: the turn they belong to goes on."""
+    asked = max((at for at, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return [
+        message
+        if at > asked and message.get("tool_calls")
+        else {key: value for key, value in message.items() if key not in _THOUGHTS}
+        for at, message in enumerate(messages)
+    ]
 
 
 def _message(number: int, message: Any, media: list[Media], call_names: dict[str, str]) -> dict[str, Any]:
@@ -103,6 +123,8 @@ def _message(number: int, message: Any, media: list[Media], call_names: dict[str
         raise EdgeRuntimeError(f"message {number} has the unknown role {role!r}; known are {', '.join(ROLES)}")
     plain = {key: _plain(value) for key, value in message.items() if value is not None and key != "content"}
     content = message.get("content")
+    if role in ("assistant", "model"):
+        content = _spoken(content)
     if calls := plain.get("tool_calls"):
         plain["tool_calls"] = _tool_calls(number, calls, call_names)
         plain["content"] = _content(number, content, media) if content else ""
@@ -116,6 +138,20 @@ def _message(number: int, message: Any, media: list[Media], call_names: dict[str
     else:
         plain["content"] = _content(number, content, media)
     return plain
+
+
+def _spoken(content: Any) -> Any:
+    """What the model said, without the thoughts that a caller may have left in its words."""
+    if isinstance(content, str):
+        return _THOUGHT.sub("", content)
+    if isinstance(content, (list, tuple)):
+        return [
+            {**item, "text": _THOUGHT.sub("", item["text"])}
+            if isinstance(item, dict) and isinstance(item.get("text"), str)
+            else item
+            for item in content
+        ]
+    return content
 
 
 def _content(number: int, content: Any, media: list[Media]) -> str | list[dict[str, Any]]:
@@ -132,13 +168,15 @@ def _item(number: int, item: Any, media: list[Media]) -> dict[str, Any]:
         if not isinstance(item.get("text"), str):
             raise EdgeRuntimeError(f"message {number}: a text item has no text")
         return {"type": "text", "text": item["text"]}
-    if kind in ("image", "audio"):
+    if kind in ("image", "audio", "video"):
         source = next((item[key] for key in (kind, "path", "url") if item.get(key) is not None), None)
         if source is None:
             raise EdgeRuntimeError(f"message {number}: the {kind} item has no {kind}")
         media.append(Media(kind, source))
         return {"type": kind}
-    raise EdgeRuntimeError(f"message {number} has content of the unknown type {kind!r}; known are text, image, audio")
+    raise EdgeRuntimeError(
+        f"message {number} has content of the unknown type {kind!r}; known are text, image, audio, video"
+    )
 
 
 def _tool_calls(number: int, calls: Any, call_names: dict[str, str]) -> list[dict[str, Any]]:
@@ -207,7 +245,7 @@ class ChatTemplate:
         """
         mark = self._tokenizer.mark if sanitize else _same
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=mark(chat.messages),
                 tools=mark(chat.tools),
                 documents=None,
@@ -215,8 +253,57 @@ class ChatTemplate:
                 enable_thinking=think,
                 **self._tokenizer.special_tokens,
             )
+            return self._with_times(text, chat.times)
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise EdgeRuntimeError(f"the chat template refuses these messages: {error}") from None
+
+    def _with_times(self, text: str, times: Sequence[Sequence[str]]) -> str:
+        """The placeholder of each video as those of its pictures, each after its time, as transformers has it."""
+        if not times:
+            return text
+        placeholder = self._tokenizer.token_text(self._tokenizer.control.video or 0)
+        parts = re.split(f"(?<!{MARK_START}){re.escape(placeholder)}", text)
+        if len(parts) != len(times) + 1:
+            raise EdgeRuntimeError("the model's chat template has no place for video")
+        videos = [" ".join(f"{time} {placeholder}" for time in each) for each in times]
+        return "".join(part + video for part, video in zip(parts, [*videos, ""], strict=True))
+
+
+def with_frames(chat: Chat, frames: Mapping[int, Sequence[tuple[str, Any]]], *, video_token: bool) -> Chat:
+    """A chat with its videos as pictures.
+
+    Args:
+        chat: As `check_chat` gives it.
+        frames: By `id` of a video's source: time and picture of each.
+        video_token: Whether the tokenizer has a placeholder for video; else pictures and times stand in its place.
+    """
+    if not any(item.kind == "video" for item in chat.media):
+        return chat
+    media: list[Media] = []
+    times = []
+    for item in chat.media:
+        if item.kind == "video":
+            found = frames[id(item.source)]
+            times.append(tuple(time for time, _ in found))
+            media += [Media("video" if video_token else "image", picture) for _, picture in found]
+        else:
+            media.append(item)
+    if video_token:
+        return replace(chat, media=tuple(media), times=tuple(times))
+    left = iter(times)
+    messages = [
+        message
+        if isinstance(message["content"], str) or message["role"] == "tool"
+        else {**message, "content": [part for item in message["content"] for part in _as_pictures(item, left)]}
+        for message in chat.messages
+    ]
+    return replace(chat, messages=messages, media=tuple(media))
+
+
+def _as_pictures(item: dict[str, Any], times: Iterator[tuple[str, ...]]) -> list[dict[str, Any]]:
+    if item["type"] != "video":
+        return [item]
+    return [part for time in next(times) for part in ({"type": "text", "text": time}, {"type": "image"})]
 
 
 def expand(ids: Sequence[int], tokenizer: Tokenizer, counts: Sequence[tuple[MediaKind, int]]) -> Prompt:
@@ -234,6 +321,7 @@ def expand(ids: Sequence[int], tokenizer: Tokenizer, counts: Sequence[tuple[Medi
     frames = {
         control.image: ("image", control.boi, control.eoi),
         control.audio: ("audio", control.boa, control.eoa),
+        control.video: ("video", control.boi, control.eoi),
     }
     frames.pop(None, None)
     left = list(counts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from edge_runtime.errors import EdgeRuntimeError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # Wrapped around control tokens that stand in the user's own words, so that they stay words: `<turn|>` in a question
 # does not end the turn. Private-use characters, removed from the input first.
 MARK_START, MARK_END = "\ue0fe", "\ue0ff"
+
+VIDEO = "<|video|>"
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -40,6 +44,7 @@ class ControlTokens:
     call_close: int | None
     response_open: int | None
     quote: int | None
+    video: int | None = None
 
 
 class Tokenizer:
@@ -70,11 +75,18 @@ class Tokenizer:
         """
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            backend = Backend.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            backend = Backend.from_buffer((folder / "tokenizer.json").read_bytes())
         except FileNotFoundError as error:
             raise EdgeRuntimeError(f"{folder} has no {error.filename.rsplit('/', 1)[-1]}") from None
         except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception on a damaged file
             raise EdgeRuntimeError(f"{folder}: the tokenizer cannot be read: {error}") from None
+        video = config.get("video_token", VIDEO)
+        if backend.token_to_id(video) is not None:
+            # Known to the vocabulary, but not always declared as a control token: transformers' processor does it, too.
+            backend.add_special_tokens([AddedToken(video, special=True, normalized=False)])
+        with contextlib.suppress(AttributeError):
+            # It remembers ten thousand texts, which for a model without word boundaries are whole sentences: 30 MB.
+            backend.model._resize_cache(0)  # noqa: SLF001
         return cls(backend, config)
 
     @cached_property
@@ -98,7 +110,14 @@ class Tokenizer:
             call_close=find("etc_token", "<tool_call|>"),
             response_open=find("str_token", "<|tool_response>"),
             quote=find("escape_token", '<|"|>'),
+            video=find("video_token", VIDEO),
         )
+
+    @cached_property
+    def turn_open(self) -> int | None:
+        """Id of the token that begins a turn; None if there is none."""
+        found: int | None = self._backend.token_to_id(self.special_tokens.get("sot_token", "<|turn>"))
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; control tokens in it are recognised, no beginning-of-text is added."""
@@ -140,6 +159,15 @@ class Tokenizer:
     def is_special(self, token: int) -> bool:
         """Whether `token` is a control token, which never shows in text."""
         return token in self._special
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, control tokens among them."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """How the vocabulary writes a token; "" for an unknown id."""
+        return str(self._backend.id_to_token(token) or "")
 
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 of one token; a byte token gives its byte, a control token or an unknown id nothing."""

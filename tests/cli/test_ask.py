@@ -32,7 +32,7 @@ def test_the_answer_is_printed(engine, capsys):
     assert main(["ask", "Is it?"]) == 0
     assert capsys.readouterr().out == "Yes, it is.\n"
     assert engine.requests[0].messages == [{"role": "user", "content": [{"type": "text", "text": "Is it?"}]}]
-    assert engine.loaded == {"path": None, "threads": None, "context": None}
+    assert engine.loaded == {"path": None, "threads": None, "context": None, "memory_budget": None}
     assert engine.closed
 
 
@@ -90,7 +90,7 @@ def test_options_reach_the_model(engine):
             "Hi",
         ]
     )
-    assert engine.loaded == {"path": "M", "threads": 2, "context": 99}
+    assert engine.loaded == {"path": "M", "threads": 2, "context": 99, "memory_budget": None}
     request = engine.requests[0]
     assert (request.max_tokens, request.sampling.temperature, request.sampling.seed) == (5, 0.5, 7)
     assert request.image_tokens == 140
@@ -115,8 +115,8 @@ def test_raw_and_standard_input(engine, monkeypatch):
     [
         (["--image", "none.png", "x"], "none.png: no such file"),
         (["--audio", "none.wav", "x"], "none.wav: no such file"),
-        (["--video", "a.mp4", "x"], "--video: this version takes no video"),
-        (["--schema", "s.json", "x"], "--schema: this version cannot"),
+        (["--video", "none.mp4", "x"], "none.mp4: no such file"),
+        (["--schema", "none.json", "x"], "none.json: No such file"),
         (["--tools", "none.json", "x"], "none.json: No such file"),
         (["--raw", "--think", "--image-tokens", "70", "x"], "leave out --think, --image-tokens"),
         ([""], "the prompt is empty"),
@@ -135,6 +135,29 @@ def test_bad_input_is_one_line_and_exit_2(engine, capsys, arguments, line):
     assert captured.out == ""
     assert line in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_forms_and_sampling_reach_the_model(engine, tmp_path: Path):
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    words = ["--schema", str(tmp_path / "schema.json"), "--thinking-budget", "9", "--video", str(tmp_path / "a.mp4")]
+    words += ["--top-k", "5", "--top-p", "0.9", "--min-p", "0.1", "--repetition-penalty", "1.2", "--stop", "END"]
+    main(["ask", *words, "Hi"])
+    request = engine.requests[0]
+    assert (request.schema, request.thinking_budget, request.stop) == ({"type": "object"}, 9, ["END"])
+    assert (request.sampling.top_k, request.sampling.top_p, request.sampling.min_p) == (5, 0.9, 0.1)
+    assert request.sampling.repetition_penalty == 1.2
+    assert [item["type"] for item in request.messages[0]["content"]] == ["video", "text"]
+    main(["ask", "--choice", "yes", "--choice", "no", "Hi"])
+    assert engine.requests[1].choice == ["yes", "no"]
+    main(["ask", "--raw", "--regex", "a+", "Hi"])
+    assert engine.requests[2].regex == "a+"
+
+
+def test_a_schema_that_is_none(engine, tmp_path: Path, capsys):
+    (tmp_path / "schema.json").write_text("[1]")
+    assert main(["ask", "--schema", str(tmp_path / "schema.json"), "x"]) == 2
+    assert "is not a JSON schema" in capsys.readouterr().err
 
 
 def test_a_tools_file_that_is_not_json(engine, tmp_path: Path, capsys):

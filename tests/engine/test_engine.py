@@ -195,11 +195,12 @@ def test_bad_options_give_one_line(engine: OnnxEngine, options, line):
 
 
 def test_bad_settings_of_load(fp32_bundle: Path):
-    for settings, line in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"context": 1}, "context is 1"),
         ({"context": 10**7}, "this model takes 2 to"),
         ({"threads": 0}, "threads is 0"),
-    ]:
+    ]
+    for settings, line in wrong:
         with pytest.raises(EdgeRuntimeError, match=line):
             edge_runtime.load(fp32_bundle, **settings)
 

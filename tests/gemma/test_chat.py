@@ -155,3 +155,32 @@ def test_the_sandbox_holds(attack):
 def test_a_broken_template_gives_one_line():
     with pytest.raises(EdgeRuntimeError, match="template is not valid"):
         ChatTemplate("{% if %}", TOKENIZER)
+
+
+REASONING = (
+    "{%- for m in messages -%}{{ m['role'] }}:{{ m.get('reasoning_content') or '-' }}:{{ m['content'] }};{%- endfor -%}"
+)
+
+
+def reasoning(*messages):
+    return ChatTemplate(REASONING, TOKENIZER).render(check_chat(list(messages)), sanitize=False)
+
+
+def test_thoughts_stay_between_the_calls_of_one_turn_only():
+    call = {"role": "assistant", "reasoning_content": "I call.", "tool_calls": [{"function": {"name": "f"}}]}
+    result = {"role": "tool", "name": "f", "content": "ok"}
+    answer = {"role": "assistant", "content": "Done.", "reasoning_content": "I am done."}
+    question = {"role": "user", "content": "Do it"}
+    assert reasoning(question, call, result) == "user:-:Do it;assistant:I call.:;tool:-:ok;"
+    assert reasoning(question, call, result, answer, question) == (
+        "user:-:Do it;assistant:-:;tool:-:ok;assistant:-:Done.;user:-:Do it;"
+    )
+
+
+def test_thoughts_in_the_words_of_an_answer_are_left_out():
+    answer = {"role": "assistant", "content": "<|channel>thought\nhm\nhm<channel|>Yes<|channel>thought\nso<channel|>."}
+    parts = {"role": "model", "content": [{"type": "text", "text": "<|channel>thought\nhm<channel|>No"}]}
+    user = {"role": "user", "content": "<|channel>thought\nhm<channel|>What?"}
+    assert reasoning(answer) == "assistant:-:Yes.;"
+    assert check_chat([parts]).messages[0]["content"] == [{"type": "text", "text": "No"}]
+    assert "thought" in reasoning(user)

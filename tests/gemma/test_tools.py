@@ -122,3 +122,33 @@ def test_check_tools_wraps_and_completes():
 def test_check_tools_refuses_in_one_line(tools, message):
     with pytest.raises(EdgeRuntimeError, match=message):
         check_tools(tools)
+
+
+# The kinds of calls that llama.cpp's parser of this format is tested with: what it makes of them, we make.
+@pytest.mark.parametrize(
+    ("text", "name", "arguments"),
+    [
+        (f"call:get_time{{city:{QUOTE}London{QUOTE}}}", "get_time", {"city": "London"}),
+        ("call:no_args{}", "no_args", {}),
+        (f"call:f{{a:{QUOTE}{QUOTE}}}", "f", {"a": ""}),
+        (
+            f"call:f{{code:{QUOTE}def g(x):\n  return {{'a': [1, 2]}}{QUOTE}}}",
+            "f",
+            {"code": "def g(x):\n  return {'a': [1, 2]}"},
+        ),
+        (f'call:f{{a:{QUOTE}she said "no", then: }}]{QUOTE}}}', "f", {"a": 'she said "no", then: }]'}),
+        (
+            "call:f{n:42,x:-3.5,e:1e-3,t:true,f:false,z:null}",
+            "f",
+            {"n": 42, "x": -3.5, "e": 0.001, "t": True, "f": False, "z": None},
+        ),
+        (f"call:f{{o:{{p:{{q:[1,[2,{{r:{QUOTE}s{QUOTE}}}]]}}}}}}", "f", {"o": {"p": {"q": [1, [2, {"r": "s"}]]}}}),
+        ("call:f{l:[],o:{}}", "f", {"l": [], "o": {}}),
+        (f"call:ns.tool-1_x{{a:[{QUOTE}b{QUOTE},{QUOTE}c, d{QUOTE}]}}", "ns.tool-1_x", {"a": ["b", "c, d"]}),
+        (f"call:f{{t:{QUOTE}call:g{{x:1}}{QUOTE}}}", "f", {"t": "call:g{x:1}"}),
+        (f"call:f{{u:{QUOTE}naïve 🙂 \\n{QUOTE}}}", "f", {"u": "naïve 🙂 \\n"}),
+    ],
+)
+def test_calls_of_every_kind(text, name, arguments):
+    call = parse(text)
+    assert (call.name, call.arguments) == (name, arguments)

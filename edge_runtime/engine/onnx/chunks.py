@@ -30,12 +30,18 @@ def cuts(count: int, chunk: int, images: Sequence[tuple[int, int]] = ()) -> Iter
     """
     start = 0
     while start < count:
-        end = min(start + chunk, count)
-        for first, last in images:
-            if first < end < last:
-                end = first if first > start else last
+        end = cut(start, count, chunk, images)
         yield start, end
         start = end
+
+
+def cut(start: int, count: int, chunk: int, images: Sequence[tuple[int, int]] = ()) -> int:
+    """The end of the run that begins at `start`; the rest as in `cuts`."""
+    end = min(start + chunk, count)
+    for first, last in images:
+        if first < end < last:
+            end = first if first > start else last
+    return end
 
 
 def window_bias(lengths: Lengths, window: int, images: Sequence[tuple[int, int]] = ()) -> NDArray[np.float32]:

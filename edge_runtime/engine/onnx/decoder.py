@@ -9,9 +9,10 @@ import numpy as np
 from edge_runtime.bundle import names
 from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
-from edge_runtime.engine.onnx.chunks import cuts, window_bias
+from edge_runtime.engine.onnx.chunks import cut, cuts, window_bias
 from edge_runtime.engine.onnx.kv_cache import KVCache
-from edge_runtime.engine.onnx.session import open_session
+from edge_runtime.engine.onnx.opening import open_graph
+from edge_runtime.engine.onnx.session import CPU
 from edge_runtime.gemma.image import BUDGETS
 from edge_runtime.gemma.rope import rope_tables
 
@@ -23,9 +24,53 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.checksums import Checksums
     from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.engine.onnx.kv_cache import KVType
+    from edge_runtime.engine.onnx.packed import PackedGraphs
+    from edge_runtime.gemma.geometry import TextGeometry
 
 CHUNK = 256
 """Tokens per prefill step: long enough for full speed, short enough to bound memory and to cancel in between."""
+
+
+class _Core:
+    """What the sequences of a model share: the session, its tables."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        context: int,
+        threads: int,
+        checksums: Checksums | None,
+        kv_type: KVType,
+        packed: PackedGraphs | None,
+        providers: Sequence[str],
+    ) -> None:
+        import onnxruntime as ort  # noqa: PLC0415
+
+        self.text, self.kv_type = manifest.geometry.text, kv_type
+        self.session = open_graph(folder, names.DECODER, threads, checksums, packed, kv_type, self.text, providers)
+
+        def open_table(name: str) -> Table:
+            return Table(folder / name, manifest.tables[name], checksums.pages(name) if checksums else None)
+
+        shared = manifest.embedding
+        self.embed = SharedTable(folder, shared) if shared else open_table(names.EMBED_TABLE)
+        self.per_layer = open_table(names.PLE_TABLE) if self.text.ple_dim else None
+        self.inputs = {item.name for item in self.session.get_inputs()}
+        self.rotary = {}
+        for name, table in rope_tables(self.text, context).items():
+            if name in self.inputs:
+                turned = table.astype(np.float16) if kv_type == "fp16" else table
+                self.rotary[name] = ort.OrtValue.ortvalue_from_numpy(turned)
+
+    def close(self) -> None:
+        """Closes the tables and lets go of the session."""
+        for table in (self.embed, self.per_layer):
+            if table is not None:
+                table.close()
+        self.session = None
+        self.rotary.clear()
 
 
 class Decoder:
@@ -34,6 +79,7 @@ class Decoder:
     Attributes:
         cache: The sequence's keys and values; `cache.total` tokens have been seen.
         context: Tokens at most.
+        chunk: Tokens of a step at most, unless an image is longer that must stay whole.
     """
 
     def __init__(
@@ -45,41 +91,65 @@ class Decoder:
         threads: int,
         chunk: int = CHUNK,
         checksums: Checksums | None = None,
+        kv_type: KVType = "fp32",
+        packed: PackedGraphs | None = None,
+        providers: Sequence[str] = CPU,
     ) -> None:
-        """Opens the graph and the embedding tables of a bundle; None as checksums: the files are not checked.
+        """Opens the graph and the embedding tables of a bundle.
+
+        Args:
+            folder: The bundle.
+            manifest: Its manifest.
+            context: Tokens at most.
+            threads: To compute with.
+            chunk: Tokens per prefill step.
+            checksums: The bundle's; None: the files are not checked.
+            kv_type: How keys and values are kept.
+            packed: Where weights lie as this machine's kernels want them; None: they are packed into memory.
+            providers: See `session.available`.
 
         Raises:
             EdgeRuntimeError: A file is missing or damaged.
         """
+        self._core = _Core(folder, manifest, context, threads, checksums, kv_type, packed, providers)
+        self.context, self.chunk = context, chunk
+        self._begin()
+
+    def another(self) -> Decoder:
+        """One more sequence through the same graph, which stays open until this one is closed."""
+        other: Decoder = object.__new__(Decoder)
+        other._core, other.context, other.chunk = self._core, self.context, self.chunk
+        other._begin()
+        return other
+
+    def _begin(self) -> None:
         import onnxruntime as ort  # noqa: PLC0415
 
-        self._text = manifest.geometry.text
-        self._pad = manifest.geometry.pad
-        self.context, self.chunk = context, chunk
-        self._session = open_session(folder / names.DECODER, threads, checksums)
-
-        def open_table(name: str) -> Table:
-            return Table.open(folder / name, manifest.tables[name], checksums.pages(name) if checksums else None)
-
-        shared = manifest.embedding
-        self._embed = SharedTable.open(folder, shared) if shared else open_table(names.EMBED_TABLE)
-        self._per_layer = open_table(names.PLE_TABLE) if self._text.ple_dim else None
-        self._inputs = {item.name for item in self._session.get_inputs()}
+        core = self._core
+        self._text, self._inputs, self._session = core.text, core.inputs, core.session
+        self._embed, self._per_layer = core.embed, core.per_layer
         self._images: Sequence[tuple[int, int]] = ()
-        largest = max(BUDGETS) if self._text.bidirectional_images else 0
-        self.cache = KVCache(self._text, context, chunk, largest=largest)
+        self.cache = KVCache(
+            self._text, self.context, self.chunk, largest=largest_step(self._text), kv_type=core.kv_type
+        )
         self._binding = self._session.io_binding()
         # Buffers and tables live as long as the binding: it holds their addresses.
         self._fixed: list[Any] = []
-        for name, table in rope_tables(self._text, context).items():
-            if name in self._inputs:
-                self._bind_input(name, ort.OrtValue.ortvalue_from_numpy(table))
+        self._caches_bound = 0
+        for name, value in core.rotary.items():
+            self._bind_input(name, value)
+        outputs = {item.name for item in self._session.get_outputs()}
         for (layer, part), buffer in self.cache.buffers.items():
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
             self._bind_input(names.past(layer, part), value)
-            self._binding.bind_ortvalue_output(names.present(layer, part), value)
+            # Layers that share keys give them back as well where the kernel insists.
+            for user in [i for i, source in enumerate(self._text.kv_sources) if source == layer]:
+                if names.present(user, part) in outputs:
+                    self._binding.bind_ortvalue_output(names.present(user, part), value)
+                    self._caches_bound += 1
         self._logits: NDArray[np.float32] = np.empty((1, 0, self._text.vocab_size), np.float32)
         self._logits_value: Any = None
+        self._watching: Sequence[str] = ()
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scaled token embeddings, float32 `[n, hidden]`."""
@@ -94,7 +164,15 @@ class Decoder:
     def begin(self, images: Sequence[tuple[int, int]] = ()) -> None:
         """Forgets the sequence; another begins, with images from a first position up to an end."""
         self.cache.reset()
+        self.see(images)
+
+    def see(self, images: Sequence[tuple[int, int]]) -> None:
+        """Says where the images of the sequence are, in what is still to come as well."""
         self._images = images if self._text.bidirectional_images else ()
+
+    def cut(self, start: int, count: int, chunk: int) -> int:
+        """Where the step that begins at `start` ends; the rest as in `cuts`."""
+        return cut(start, count, chunk, self._images)
 
     def cuts(self, count: int, chunk: int) -> Iterator[tuple[int, int]]:
         """Where the sequence's first `count` tokens may be cut into steps: runs (first, end) of `chunk` tokens.
@@ -138,15 +216,31 @@ class Decoder:
             if name in self._inputs:
                 self._binding.bind_cpu_input(name, value)
         self._bind_logits(keep)
+        for output in self._watching:
+            self._binding.bind_output(output)  # anew, for its length may be another
         self._session.run_with_iobinding(self._binding)
         logits: NDArray[np.float32] = self._logits[0]
         return logits
 
+    def watch(self, values: Sequence[str]) -> None:
+        """Has every further step keep these outputs of the graph in `watched`, `[n, width]`; call it before the first.
+
+        For calibration: graphs as they are exported have no such outputs.
+        """
+        self._watching = values
+        for output in values:
+            self._binding.bind_output(output)
+
+    @property
+    def watched(self) -> dict[str, NDArray[np.float32]]:
+        """What the last step gave for the outputs that are watched."""
+        first = self._caches_bound  # outputs come in the order in which they were bound
+        found = self._binding.get_outputs()[first : first + len(self._watching)]
+        return {name: value.numpy()[0] for name, value in zip(self._watching, found, strict=True)}
+
     def close(self) -> None:
-        """Closes the tables and lets go of the session."""
-        for table in (self._embed, self._per_layer):
-            if table is not None:
-                table.close()
+        """Closes the tables and lets go of the session, for all sequences."""
+        self._core.close()
         self._binding = self._session = self._logits_value = None
         self._fixed.clear()
 
@@ -162,3 +256,8 @@ class Decoder:
         self._logits = np.empty((1, keep, self._text.vocab_size), np.float32)
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._binding.bind_ortvalue_output("logits", self._logits_value)
+
+
+def largest_step(text: TextGeometry) -> int:
+    """Tokens that a step may rarely have beyond the chunk: those of an image that must stay whole; 0: none."""
+    return max(BUDGETS) if text.bidirectional_images else 0

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import media
 from edge_runtime.bundle import names
-from edge_runtime.engine.onnx.session import open_session
+from edge_runtime.engine.onnx.opening import open_graph
+from edge_runtime.engine.onnx.prefix import Lru, content_digest
+from edge_runtime.engine.onnx.session import CPU, give_back
 from edge_runtime.engine.onnx.streaming import AudioStream
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.audio import LogMel
 from edge_runtime.gemma.image import PatchGrid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -21,8 +25,12 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.checksums import Checksums
     from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.engine.onnx.packed import PackedGraphs
     from edge_runtime.gemma.chat import Media
     from edge_runtime.gemma.image import Patches
+
+FRAME_TOKENS = 70
+"""Soft tokens of a video's picture, where the bundle does not say."""
 
 
 class Encoders:
@@ -31,12 +39,38 @@ class Encoders:
     `prepare` is quick and checks everything, so that a request is refused before anything is computed; `encode` runs.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int, checksums: Checksums | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        threads: int,
+        checksums: Checksums | None = None,
+        *,
+        kept: Lru | None = None,
+        packed: PackedGraphs | None = None,
+        providers: Sequence[str] = CPU,
+        image_limit: int | None = None,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            folder: The bundle.
+            manifest: Its manifest.
+            threads: To compute with.
+            checksums: The bundle's; None: the files are not checked.
+            kept: Where soft tokens stay for a while.
+            packed: See `Decoder`.
+            providers: See `session.available`.
+            image_limit: Soft tokens of an image at most; None: any number.
+        """
         self._folder, self._threads, self._checksums = folder, threads, checksums
+        self._kept, self._packed, self._providers = kept or Lru(0), packed, providers
+        self._image_limit = image_limit
         self._vision, self._audio = manifest.geometry.vision, manifest.geometry.audio
         self._sessions: dict[str, Any] = {}
         processor = _processor_config(folder)
         self._grid = PatchGrid.from_config(processor)
+        self._frame_tokens = int((processor.get("video_processor") or {}).get("max_soft_tokens", FRAME_TOKENS))
         self.log_mel = LogMel.from_config(processor)
 
     @property
@@ -49,16 +83,32 @@ class Encoders:
         """The longest sound, 0 if there is no audio tower."""
         return self.log_mel.max_samples / self.log_mel.sampling_rate if self._audio else 0.0
 
-    def prepare(self, item: Media, image_tokens: int | None = None) -> Clip | Picture:
+    def frame_tokens(self, wanted: int | None = None) -> int:
+        """Soft tokens of a video's picture at most.
+
+        Raises:
+            EdgeRuntimeError: The model takes no images.
+        """
+        if self._vision is None:
+            raise EdgeRuntimeError("this model takes no video", "unsupported_media")
+        return self._frame_tokens if wanted is None else self._grid.with_budget(wanted).budget
+
+    def prepare(self, item: Media, image_tokens: int | None = None, video_tokens: int | None = None) -> Clip | Picture:
         """Loads and checks an image or a sound.
 
         Raises:
             EdgeRuntimeError: It cannot be read, is too long, or the model takes no such thing.
         """
-        if item.kind == "image":
+        if item.kind != "audio":
             if self._vision is None:
                 raise EdgeRuntimeError("this model takes no images", "unsupported_media")
-            grid = self._grid.with_budget(image_tokens) if image_tokens is not None else self._grid
+            budget = self.frame_tokens(video_tokens) if item.kind == "video" else image_tokens
+            grid = self._grid.with_budget(budget) if budget is not None else self._grid
+            if self._image_limit is not None and grid.budget > self._image_limit:
+                raise EdgeRuntimeError(
+                    f"image_tokens is {grid.budget}; within the memory budget images have {self._image_limit} at most",
+                    "too_large",
+                )
             image = media.load_image(item.source)
             patches = grid.cut(media.resize(image, grid.target_size(*image.size)))
             if patches.positions.max() >= self._vision.position_table_size:
@@ -70,15 +120,25 @@ class Encoders:
         samples = media.load_audio(item.source)
         return Clip(*self.log_mel.features(samples), soft_tokens=self.log_mel.soft_tokens(len(samples)))
 
-    def encode(self, prepared: Clip | Picture) -> NDArray[np.float32]:
-        """Soft tokens, float32 `[soft_tokens, hidden]`."""
+    def encode(self, prepared: Clip | Picture | Heard) -> NDArray[np.float32]:
+        """Soft tokens, float32 `[soft_tokens, hidden]`; those of a repeated image or sound are kept a while."""
+        if isinstance(prepared, Heard):
+            return prepared.features
+        features: NDArray[np.float32] | None = self._kept.get(prepared.digest)
+        if features is None:
+            features = self._encode(prepared)
+            give_back()  # a tower leaves holes as large as itself
+            self._kept.put(prepared.digest, features, features.nbytes)
+        return features
+
+    def _encode(self, prepared: Clip | Picture) -> NDArray[np.float32]:
         if isinstance(prepared, Picture):
             tower, output = names.VISION, "image_features"
             inputs = {"pixel_values": prepared.patches.pixels, "pixel_position_ids": prepared.patches.positions}
         else:
             tower, output = names.AUDIO, "audio_features"
             inputs = {"input_features": prepared.features[None], "input_features_mask": prepared.mask[None]}
-        features: NDArray[np.float32] = self.open(tower).run([output], inputs, _frugal())[0]
+        features: NDArray[np.float32] = self.open(tower).run([output], inputs)[0]
         if len(features) != prepared.soft_tokens:
             raise EdgeRuntimeError(f"{len(features)} soft tokens came instead of {prepared.soft_tokens}", "internal")
         return features
@@ -107,7 +167,9 @@ class Encoders:
             EdgeRuntimeError: The graph is missing or damaged.
         """
         if tower not in self._sessions:
-            self._sessions[tower] = open_session(self._folder / tower, self._threads, self._checksums)
+            self._sessions[tower] = open_graph(
+                self._folder, tower, self._threads, self._checksums, self._packed, providers=self._providers
+            )
         return self._sessions[tower]
 
     def close(self) -> None:
@@ -121,6 +183,11 @@ class Picture:
     def __init__(self, patches: Patches) -> None:
         self.patches, self.soft_tokens = patches, patches.soft_tokens
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Says what it contains."""
+        return content_digest(self.patches.pixels, self.patches.positions)
+
 
 class Clip:
     """A sound ready for its tower: log-mel `[frames, mels]` and mask `[frames]`."""
@@ -128,14 +195,17 @@ class Clip:
     def __init__(self, features: NDArray[np.float32], mask: NDArray[np.bool_], *, soft_tokens: int) -> None:
         self.features, self.mask, self.soft_tokens = features, mask, soft_tokens
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Says what it contains."""
+        return content_digest(self.features, self.mask)
 
-def _frugal() -> Any:
-    """Run options that give working memory back afterwards: up to 0.5 GB for an image, and images are rare."""
-    import onnxruntime as ort  # noqa: PLC0415 - see open_session
 
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
+class Heard:
+    """A sound whose soft tokens are there: float32 `[soft_tokens, hidden]`."""
+
+    def __init__(self, features: NDArray[np.float32], digest: bytes) -> None:
+        self.features, self.soft_tokens, self.digest = features, len(features), digest
 
 
 def _processor_config(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,32 +13,49 @@ from edge_runtime.bundle import names
 from edge_runtime.bundle.checksums import Checksums
 from edge_runtime.bundle.manifest import read_manifest
 from edge_runtime.engine.answer import Answer
+from edge_runtime.engine.choosing import chooser
+from edge_runtime.engine.constrain import Forms
 from edge_runtime.engine.onnx.decoder import Decoder
+from edge_runtime.engine.onnx.drafter import STATE, Drafter
 from edge_runtime.engine.onnx.encoders import Encoders
-from edge_runtime.engine.onnx.session import default_threads
+from edge_runtime.engine.onnx.kv_cache import kv_type_of
+from edge_runtime.engine.onnx.listening import Listening
+from edge_runtime.engine.onnx.memory import image_limit, plan_and_check
+from edge_runtime.engine.onnx.packed import PackedGraphs
+from edge_runtime.engine.onnx.prefix import Lru
+from edge_runtime.engine.onnx.prompts import Prompts
+from edge_runtime.engine.onnx.seats import Seats, Turns
+from edge_runtime.engine.onnx.session import CPU, available, default_threads, give_back
+from edge_runtime.engine.onnx.shelf import Shelf
 from edge_runtime.engine.protocol import Info, Piece, Timing, Usage
-from edge_runtime.engine.sampling import Sampler
+from edge_runtime.engine.speculative import Guesses, Times, decode
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.gemma.chat import ChatTemplate, Prompt, check_chat, expand
+from edge_runtime.gemma.chat import ChatTemplate, Prompt, check_chat
 from edge_runtime.gemma.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    import contextlib
+    import threading
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from edge_runtime.engine.onnx.encoders import Clip, Picture
-    from edge_runtime.engine.protocol import Request, Sampling
-    from edge_runtime.gemma.chat import Chat
+    from edge_runtime.engine.choosing import Chooser
+    from edge_runtime.engine.onnx.encoders import Heard
+    from edge_runtime.engine.onnx.prompts import Ready
+    from edge_runtime.engine.onnx.seats import Seat
+    from edge_runtime.engine.protocol import Request
 
 CONTEXT = 4096
 
+MAX_SESSIONS = 64
+
+SHARED_CHUNK = 64
+"""Tokens a step while other requests run, so that none of them waits long for its next token."""
+
 FORCED_CHUNK = 64
 """Tokens a step where logits are wanted at each: 64 times 262,144 of them are 67 MB."""
-
-# What Gemma 4's makers recommend, where the bundle says nothing.
-TOP_K, TOP_P = 64, 0.95
 
 
 @dataclass(frozen=True)
@@ -47,25 +63,44 @@ class Prepared:
     """A request that was checked and can run.
 
     Attributes:
-        prompt: Token ids, with a span for each of `media`.
-        media: Images and sounds, ready for their towers.
+        ready: Its prompt and media.
         sampler: Chooses tokens.
         answer: Collects them.
         cancel: Ends the work when set.
+        speculative: Whether to guess ahead.
     """
 
-    prompt: Prompt
-    media: tuple[Clip | Picture, ...]
-    sampler: Sampler
+    ready: Ready
+    sampler: Chooser
     answer: Answer
     cancel: threading.Event | None
+    speculative: bool = False
+
+    @property
+    def prompt(self) -> Prompt:
+        """Token ids, with a span for each image and sound."""
+        return self.ready.prompt
 
 
 class OnnxEngine:
-    """A bundle, loaded. One request at a time; another one meanwhile is refused as `busy`."""
+    """A bundle, loaded. `sessions` requests at a time; another one meanwhile is refused as `busy`.
+
+    Attributes:
+        memory: What it takes, worked out before it was loaded.
+    """
 
     def __init__(
-        self, folder: Path, *, context: int | None = None, threads: int | None = None, name: str | None = None
+        self,
+        folder: Path,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        name: str | None = None,
+        kv_type: str | None = None,
+        memory_budget: int | None = None,
+        sessions: int = 1,
+        providers: str = "cpu",
+        cache: Path | None = None,
     ) -> None:
         """Loads a bundle; the towers are opened when first needed.
 
@@ -74,9 +109,14 @@ class OnnxEngine:
             context: Tokens that prompt and answer may have together; None: `CONTEXT`, or the model's limit if less.
             threads: To compute with; None: the cores there are, four at most.
             name: What the model is called; None: as in the bundle.
+            kv_type: How keys and values are kept: "fp32", "fp16" or "int8"; None: fp32.
+            memory_budget: Bytes that it may take; None: what the machine has.
+            sessions: Requests that may run at a time.
+            providers: "cpu", or "cuda" where ONNX Runtime can, which it says if it cannot.
+            cache: Folder for what can be made anew: packed weights, states of system turns; None: nothing is kept.
 
         Raises:
-            EdgeRuntimeError: No bundle, a damaged one, or a context that the model does not have.
+            EdgeRuntimeError: No bundle, a damaged one, a context that the model does not have, or too little memory.
         """
         started = time.perf_counter()
         manifest = read_manifest(folder)
@@ -86,17 +126,56 @@ class OnnxEngine:
             raise EdgeRuntimeError(f"context is {context}; this model takes 2 to {limit} tokens")
         if threads is not None and threads < 1:
             raise EdgeRuntimeError(f"threads is {threads}; it must be 1 or more")
-        threads = threads or default_threads()
+        threads, kind = threads or default_threads(), kv_type_of(kv_type)
         self._name, self._geometry = name or manifest.name, manifest.geometry
         checksums = Checksums.open(folder, manifest.files)
+        if not 1 <= sessions <= MAX_SESSIONS:
+            raise EdgeRuntimeError(f"sessions is {sessions}; it must be 1 to {MAX_SESSIONS}")
+        wanted = available(providers)
+        packed = PackedGraphs.of(folder, manifest, cache if wanted == CPU else None)
+        self.memory = plan_and_check(
+            manifest,
+            context=context,
+            kv_type=kind,
+            sessions=sessions,
+            mapped=packed is not None,
+            budget=memory_budget,
+        )
         checksums.check(*(file for file in names.COPIED if file in manifest.files))
         self._generation = _generation_config(folder)
+        kept = Lru(self.memory.prefix_cache)
+        # The decoder first: what loading it takes for a moment is gone before the tokenizer takes as much.
+        self._decoder = Decoder(
+            folder,
+            manifest,
+            context=context,
+            threads=threads,
+            checksums=checksums,
+            kv_type=kind,
+            packed=packed,
+            providers=wanted,
+        )
         self.tokenizer = Tokenizer.from_folder(folder)
-        self._template = ChatTemplate(_text_file(folder / names.CHAT_TEMPLATE), self.tokenizer)
-        self._encoders = Encoders(folder, manifest, threads, checksums)
-        self._decoder = Decoder(folder, manifest, context=context, threads=threads, checksums=checksums)
+        template = ChatTemplate(_text_file(folder / names.CHAT_TEMPLATE), self.tokenizer)
+        give_back()
+        largest = image_limit(manifest, self.memory, memory_budget)
+        self._encoders = Encoders(
+            folder, manifest, threads, checksums, kept=kept, packed=packed, providers=wanted, image_limit=largest
+        )
+        self._prompts = Prompts(self.tokenizer, template, self._encoders, bos=self._geometry.bos, context=context)
+        decoders = [self._decoder, *(self._decoder.another() for _ in range(sessions - 1))]
+        # Its head reads the decoder's own keys and values, which it knows as float32.
+        self._drafter = None
+        if names.DRAFTER in manifest.files and kind == "fp32":
+            self._drafter = Drafter(folder, manifest, context=context, threads=threads, checksums=checksums)
+            for decoder in decoders:
+                decoder.watch([STATE])
+        self._times = Times()
+        self._shelf = Shelf.of(cache, manifest, self._decoder.cache.layout) if cache else None
+        self._seats, self._turns = Seats(decoders, kept, self._shelf), Turns()
         self._ends = self._end_tokens()
-        self._lock = threading.Lock()
+        self._forms = Forms(self.tokenizer, self._ends, self._geometry.text.vocab_size)
+        self._told: Callable[[dict[str, NDArray[np.float32]]], None] | None = None
         self._closed = False
         self._load_s = time.perf_counter() - started
 
@@ -112,65 +191,140 @@ class OnnxEngine:
 
     def run(self, request: Request) -> Generator[Piece, None, None]:
         """See `Engine.run`. The request is checked at once, not when the first piece is asked for."""
-        return self._pieces(self.prepare(request))
+        return self.answer(self.prepare(request))
 
-    def prepare(self, request: Request) -> Prepared:
-        """Checks a request, reads its media, makes its prompt. Computes nothing.
+    def prepare(self, request: Request, heard: Heard | None = None) -> Prepared:
+        """Checks a request, reads its media, makes its prompt. Computes nothing; for `heard` see `Prompts.ready`.
 
         Raises:
             EdgeRuntimeError: One clear line on what is wrong with it.
         """
-        media: tuple[Clip | Picture, ...] = ()
-        if request.raw is not None:
-            ids = self.tokenizer.encode(request.raw)
-            prompt = Prompt(tuple(ids if ids[:1] == [self._geometry.bos] else [self._geometry.bos, *ids]))
-        else:
-            chat = check_chat(request.messages, request.tools)
-            media = tuple(self._encoders.prepare(item, request.image_tokens) for item in chat.media)
-            ids = self._chat_ids(chat, request.think)
-            counts = [(item.kind, ready.soft_tokens) for item, ready in zip(chat.media, media, strict=True)]
-            prompt = expand(ids, self.tokenizer, counts)
-        room = self._decoder.context - len(prompt.ids)
-        if room < 1:
-            raise EdgeRuntimeError(
-                f"prompt is {len(prompt.ids)} tokens, the context is {self._decoder.context}: shorten the prompt or "
-                "load the model with a larger context",
-                "too_large",
-            )
+        ready = self._prompts.ready(request, heard)
+        room = self._decoder.context - len(ready.prompt.ids)
         wanted = request.max_tokens if request.max_tokens is not None else self._generation.get("max_new_tokens", room)
         if wanted < 1:
             raise EdgeRuntimeError(f"max_tokens is {wanted}; it must be 1 or more")
         answer = Answer(
-            self.tokenizer, prompt.ids, ends=self._ends, stop=request.stop, max_tokens=min(int(wanted), room)
+            self.tokenizer, ready.prompt.ids, ends=self._ends, stop=request.stop, max_tokens=min(int(wanted), room)
         )
-        return Prepared(prompt, media, self._sampler(request.sampling), answer, request.cancel)
+        sampler = chooser(
+            request,
+            self._generation,
+            tokenizer=self.tokenizer,
+            forms=self._forms,
+            prompt=ready.prompt.ids,
+            ends=self._ends,
+        )
+        return Prepared(ready, sampler, answer, request.cancel, request.speculative)
+
+    def prompt_text(self, request: Request) -> str:
+        """See `Prompts.text`."""
+        return self._prompts.text(request)
 
     def tokens(self, prepared: Prepared) -> Generator[int | None, None, None]:
         """Token ids of the answer, without end; None after each part of the prompt.
 
         Raises:
-            EdgeRuntimeError: `cancelled`, before the next token or chunk.
+            EdgeRuntimeError: `cancelled`, before the next token or chunk; `busy`.
         """
-        logits = yield from self.prefill(prepared)
-        while True:
-            token = prepared.sampler.pick(logits[-1])
-            yield token
-            self._check(prepared)
-            ids = np.array([token], np.int64)
-            logits = self._decoder.step(ids, self._decoder.embed(ids))
+        with self._sit(prepared) as seat:
+            yield from self._tokens(prepared, seat)
 
     def prefill(self, prepared: Prepared) -> Generator[None, None, NDArray[np.float32]]:
         """Reads the prompt chunk by chunk; returns the logits after its last token, float32 `[1, vocab]`."""
-        features = []
-        for item in prepared.media:
-            self._check(prepared)
-            features.append(self._encoders.encode(item))
-            yield
-        self._decoder.begin(prepared.prompt.images)
+        with self._sit(prepared) as seat:
+            return (yield from self._prefill(prepared, seat))
+
+    def listen(self, request: Request) -> Listening:
+        """Begins to take in the sound of a request's last message while it goes on; see `Listening`.
+
+        Raises:
+            EdgeRuntimeError: The model takes no audio, or its tower looks ahead.
+        """
+        return Listening(self, request, self._encoders.listen())
+
+    def read_ahead(self, ready: Ready, count: int) -> None:
+        """Reads the first `count` tokens of a prompt, so that they need not be read when it is complete.
+
+        Does nothing if all sequences are taken.
+        """
+        if self._closed or self._seats.busy == len(self._seats):
+            return
+        with self._seats.take(ready.keys[: count + 1], ready.prompt.images, ready.system_end) as seat:
+            for _ in self._read(ready, seat, count, None):
+                pass
+
+    def _sit(self, prepared: Prepared) -> contextlib.AbstractContextManager[Seat]:
+        ready = prepared.ready
+        return self._seats.take(ready.keys, ready.prompt.images, ready.system_end)
+
+    def _tokens(self, prepared: Prepared, seat: Seat) -> Generator[int | None, None, None]:
+        logits = yield from self._prefill(prepared, seat)
+        if prepared.speculative:
+            yield from self._several(prepared, seat, logits)
+        while True:
+            token = prepared.sampler.pick(logits[-1])
+            yield token
+            self._check(prepared.cancel)
+            ids = np.array([token], np.int64)
+            with self._turns.turn():
+                logits = seat.step(ids, ids, self._decoder.embed(ids))
+
+    def _several(self, prepared: Prepared, seat: Seat, logits: NDArray[np.float32]) -> Generator[int, None, None]:
+        """The same tokens, several a step where guesses are right."""
+        decoder, drafter = seat.decoder, self._drafter
+
+        def step(tokens: Sequence[int]) -> NDArray[np.float32]:
+            self._check(prepared.cancel)
+            ids = np.array(tokens, np.int64)
+            with self._turns.turn():
+                return seat.step(ids, ids, decoder.embed(ids), keep=len(ids))
+
+        def guess(token: int, accepted: int, count: int) -> list[int]:
+            state = decoder.watched.get(STATE)
+            if drafter is None or state is None:
+                return []
+            with self._turns.turn():
+                return drafter.guess(decoder, token, state[accepted], count)
+
+        prepared.answer.guesses = Guesses(
+            prepared.prompt.ids,
+            lambda: decoder.context - decoder.cache.total,
+            guess if drafter is not None else None,
+            times=self._times,
+        )
+        yield from decode(logits, step, seat.go_back, prepared.sampler.pick, prepared.answer.guesses)
+
+    def _prefill(self, prepared: Prepared, seat: Seat) -> Generator[None, None, NDArray[np.float32]]:
+        ready = prepared.ready
+        logits = yield from self._read(ready, seat, len(ready.keys), prepared.cancel)
+        self._seats.mark(seat)
+        return logits
+
+    def _read(
+        self, ready: Ready, seat: Seat, count: int, cancel: threading.Event | None
+    ) -> Generator[None, None, NDArray[np.float32]]:
+        """Reads a prompt's tokens from the seat's start up to `count`; returns the logits after the last of them."""
+        ids, features, decoder = self._ids(ready.prompt), {}, seat.decoder
+        for number, (span, item) in enumerate(zip(ready.prompt.spans, ready.media, strict=True)):
+            if seat.start < span.start + span.count and span.start < count:
+                self._check(cancel)
+                with self._turns.turn():
+                    features[number] = self._encoders.encode(item)
+                yield
+        decoder.prefetch(ids[seat.start : count])
         logits: NDArray[np.float32] | None = None
-        for part, embeddings in self._parts(prepared.prompt, features, self._decoder.chunk):
-            self._check(prepared)
-            logits = self._decoder.step(part, embeddings)
+        start = seat.start
+        while start < count:
+            self._check(cancel)
+            end = decoder.cut(start, count, decoder.chunk if self._seats.busy < 2 else SHARED_CHUNK)
+            end = next((stop for stop in seat.stops if start < stop < end), end)
+            with self._turns.turn():
+                embeddings = self._embeddings(ready.prompt, features, ids, start, end)
+                logits = seat.step(ids[start:end], ready.keys[start:end], embeddings)
+                if end in seat.stops:
+                    self._seats.save(seat, for_good=end == ready.system_end)
+            start = end
             yield
         if logits is None:
             raise EdgeRuntimeError("the prompt is empty")
@@ -186,8 +340,8 @@ class OnnxEngine:
         Raises:
             EdgeRuntimeError: The messages are not right, or the answer is empty.
         """
-        asked = self._chat_ids(check_chat(request.messages, request.tools), request.think)
-        whole = self._chat_ids(check_chat([*request.messages, answer], request.tools), request.think)
+        asked = self._prompts.chat_ids(check_chat(request.messages, request.tools), think=request.think)
+        whole = self._prompts.chat_ids(check_chat([*request.messages, answer], request.tools), think=request.think)
         same = next((i for i, pair in enumerate(zip(asked, whole, strict=False)) if pair[0] != pair[1]), len(asked))
         rest = whole[same:]
         end = next((i for i, token in enumerate(rest) if token in self._ends), len(rest))
@@ -201,7 +355,12 @@ class OnnxEngine:
 
     def soft_tokens(self, prepared: Prepared) -> list[NDArray[np.float32]]:
         """What the towers make of each image and sound of a request: float32 `[span's count, hidden]`."""
-        return [self._encoders.encode(item) for item in prepared.media]
+        return [self._encoders.encode(item) for item in prepared.ready.media]
+
+    def watch(self, values: Sequence[str], told: Callable[[dict[str, NDArray[np.float32]]], None]) -> None:
+        """Has `forced` tell these outputs of the decoder's graph, `[n, width]`, at every step; see `Decoder.watch`."""
+        self._decoder.watch(values)
+        self._told = told
 
     def forced(self, prompt: Prompt, soft: Sequence[NDArray[np.float32]], answer: Sequence[int]) -> NDArray[np.float32]:
         """Teacher forcing: what the model holds likely at each token of `answer`, had it written the ones before.
@@ -227,53 +386,67 @@ class OnnxEngine:
         decoder.begin(prompt.images)
         done = -(len(prompt.ids) - 1)  # the last token of the prompt is the first whose logits count
         whole = Prompt((*prompt.ids, *answer[:-1]), prompt.spans)
-        for part, embeddings in self._parts(whole, soft, min(decoder.chunk, FORCED_CHUNK)):
-            counted = max(0, min(len(part), done + len(part)))
-            step = decoder.step(part, embeddings, keep=max(1, counted))
-            done += len(part)
+        ids, features = self._ids(whole), dict(enumerate(soft))
+        for start, end in decoder.cuts(count, min(decoder.chunk, FORCED_CHUNK)):
+            size = end - start
+            counted = max(0, min(size, done + size))
+            # All of them, where values are watched: layers that share their keys see few tokens else.
+            step = decoder.step(
+                ids[start:end],
+                self._embeddings(whole, features, ids, start, end),
+                keep=size if self._told else max(1, counted),
+            )
+            if self._told:
+                self._told(decoder.watched)
+            done += size
             if counted:
-                logits[done - counted : done] = step
+                logits[done - counted : done] = step[-counted:]
         return logits
 
-    def _parts(
-        self, prompt: Prompt, features: Sequence[NDArray[np.float32]], size: int
-    ) -> Generator[tuple[NDArray[np.int64], NDArray[np.float32]], None, None]:
-        """`size` tokens at a time: ids, pad for soft tokens, and embeddings with `features` in their place."""
+    def _ids(self, prompt: Prompt) -> NDArray[np.int64]:
+        """A prompt's tokens as tables know them: pad for soft ones."""
         ids = np.array(prompt.ids, np.int64)
         for span in prompt.spans:
             ids[span.start : span.start + span.count] = self._geometry.pad
-        self._decoder.prefetch(ids)
-        for start, end in self._decoder.cuts(len(ids), size):
-            part = ids[start:end]
-            embeddings = self._decoder.embed(part)
-            for span, soft in zip(prompt.spans, features, strict=True):
-                first, last = max(span.start, start), min(span.start + span.count, start + len(part))
-                if first < last:
-                    embeddings[first - start : last - start] = soft[first - span.start : last - span.start]
-            yield part, embeddings
+        return ids
+
+    def _embeddings(
+        self,
+        prompt: Prompt,
+        features: Mapping[int, NDArray[np.float32]],
+        ids: NDArray[np.int64],
+        start: int,
+        end: int,
+    ) -> NDArray[np.float32]:
+        """Embeddings of tokens start..end, the `features` of the prompt's spans, by their number, in them."""
+        embeddings = self._decoder.embed(ids[start:end])
+        for number, span in enumerate(prompt.spans):
+            first, last = max(span.start, start), min(span.start + span.count, end)
+            if first < last:
+                embeddings[first - start : last - start] = features[number][first - span.start : last - span.start]
+        return embeddings
 
     def close(self) -> None:
         """Closes files and sessions; a second call does nothing."""
         if not self._closed:
             self._closed = True
+            if self._shelf is not None:
+                self._shelf.close()
             self._decoder.close()
             self._encoders.close()
 
-    def _pieces(self, prepared: Prepared) -> Generator[Piece, None, None]:
-        if not self._lock.acquire(blocking=False):
-            raise EdgeRuntimeError("the model is answering another request", "busy")
-        try:
-            if self._closed:
-                raise EdgeRuntimeError("the model is closed")
-            yield from self._answer(prepared)
-        finally:
-            self._lock.release()
+    def answer(self, prepared: Prepared) -> Generator[Piece, None, None]:
+        """Runs a prepared request; see `Engine.run`."""
+        if self._closed:
+            raise EdgeRuntimeError("the model is closed")
+        with self._sit(prepared) as seat:
+            yield from self._answer(prepared, seat)
 
-    def _answer(self, prepared: Prepared) -> Generator[Piece, None, None]:
+    def _answer(self, prepared: Prepared, seat: Seat) -> Generator[Piece, None, None]:
         answer = prepared.answer
         started = first = time.perf_counter()
         text = ""
-        for token in self.tokens(prepared):
+        for token in self._tokens(prepared, seat):
             if token is None:
                 yield Piece("")
                 continue
@@ -282,13 +455,13 @@ class OnnxEngine:
             text = answer.push(token)
             if answer.done:
                 break
-            yield Piece(text)
+            yield Piece(text, tool_call=answer.called)
         ended = time.perf_counter()
         tail, reason = answer.finish()
         yield Piece(
             text + tail,
             finish_reason=reason,
-            usage=Usage(prompt_tokens=len(prepared.prompt.ids), completion_tokens=answer.tokens),
+            usage=_usage(prepared, seat.start),
             timing=Timing(
                 load_s=round(self._load_s, 3),
                 first_token_s=round(first - started, 3),
@@ -296,27 +469,14 @@ class OnnxEngine:
             ),
             tool_calls=[call.to_json() for call in answer.parser.tool_calls],
             thoughts=answer.parser.thoughts,
+            logprobs=prepared.sampler.logprobs,
+            tool_call=answer.called,
         )
-
-    def _chat_ids(self, chat: Chat, think: bool) -> list[int]:
-        """Token ids of a conversation, a placeholder for each image and sound."""
-        return self.tokenizer.encode_marked(self._template.render(chat, think=think))
 
     @staticmethod
-    def _check(prepared: Prepared) -> None:
-        if prepared.cancel is not None and prepared.cancel.is_set():
+    def _check(cancel: threading.Event | None) -> None:
+        if cancel is not None and cancel.is_set():
             raise EdgeRuntimeError("the request was cancelled", "cancelled")
-
-    def _sampler(self, wanted: Sampling) -> Sampler:
-        """What was asked for, else the bundle's own defaults."""
-        given = self._generation
-        usual = given.get("temperature", 1.0) if given.get("do_sample") else 0.0
-        return Sampler(
-            float(usual if wanted.temperature is None else wanted.temperature),
-            top_k=int(given.get("top_k", TOP_K) if wanted.top_k is None else wanted.top_k),
-            top_p=float(given.get("top_p", TOP_P) if wanted.top_p is None else wanted.top_p),
-            seed=wanted.seed,
-        )
 
     def _end_tokens(self) -> frozenset[int]:
         """Tokens that end an answer; after `<|tool_response>` it is the caller's turn."""
@@ -325,6 +485,19 @@ class OnnxEngine:
         if self.tokenizer.control.response_open is not None:
             ends.add(self.tokenizer.control.response_open)
         return frozenset(ends)
+
+
+def _usage(prepared: Prepared, cached: int) -> Usage:
+    usage = Usage(
+        prompt_tokens=len(prepared.prompt.ids), completion_tokens=prepared.answer.tokens, cached_tokens=cached
+    )
+    if prepared.ready.dropped:
+        usage["dropped_turns"] = prepared.ready.dropped
+    if (guesses := prepared.answer.guesses) is not None:
+        paces = guesses.paces.values()
+        usage["drafted_tokens"] = sum(pace.drafted for pace in paces)
+        usage["accepted_tokens"] = sum(pace.accepted for pace in paces)
+    return usage
 
 
 def _text_file(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,15 @@ from edge_runtime.bundle import names
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from edge_runtime.bundle.checksums import Checksums
+
+log = logging.getLogger(__name__)
+
+CPU = ("CPUExecutionProvider",)
+_PROVIDERS = {"cpu": CPU, "cuda": ("CUDAExecutionProvider", *CPU)}
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -24,23 +30,57 @@ def default_threads() -> int:
     return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-def open_session(path: Path, threads: int, checksums: Checksums | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU.
+def available(wanted: str) -> tuple[str, ...]:
+    """ONNX Runtime's names for "cpu" or "cuda"; the CPU, with a warning, where this ONNX Runtime cannot do the latter.
+
+    Raises:
+        EdgeRuntimeError: Another name.
+    """
+    import onnxruntime as ort  # noqa: PLC0415
+
+    if wanted not in _PROVIDERS:
+        raise EdgeRuntimeError(f"providers is {wanted!r}; it must be one of {', '.join(_PROVIDERS)}")
+    found = _PROVIDERS[wanted]
+    if found[0] in ort.get_available_providers():
+        return found
+    log.warning("the model runs on the CPU: this ONNX Runtime has no %s (onnxruntime-gpu has it)", found[0])
+    return CPU
+
+
+def open_session(
+    path: Path,
+    threads: int,
+    checksums: Checksums | None = None,
+    graph: bytes | None = None,
+    providers: Sequence[str] = CPU,
+) -> Any:
+    """An `onnxruntime.InferenceSession`.
 
     Args:
         path: The graph; its weights lie beside it.
         threads: To compute with.
         checksums: Those of its bundle: graph and weights are compared with them while they are loaded.
+        graph: What to open in place of the file's contents.
+        providers: See `available`.
 
     Raises:
         EdgeRuntimeError: The graph is missing or damaged.
     """
     if checksums is None:
-        return _open_session(path, threads)
+        return _open_session(path, threads, graph, providers)
     # The graph itself goes first, for a damaged one might do anything; damaged weights are only wrong numbers.
     checksums.check(path.name)
     with checksums.checking(names.data_file(path.name)):
-        return _open_session(path, threads)
+        return _open_session(path, threads, graph, providers)
+
+
+def give_back() -> None:
+    """Has the C library give unused memory back to the system, where it can.
+
+    What reads a tokenizer leaves four times its lasting size behind, in blocks too small to go back by themselves.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
@@ -64,7 +104,8 @@ def _freed_at_once() -> Iterator[None]:
         mallopt(_TRIM_THRESHOLD, 8 << 20)
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """Options for a small shared device."""
     import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
 
     options = ort.SessionOptions()
@@ -73,9 +114,25 @@ def _open_session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     # Spinning wins 3 % when nothing else runs and loses 40 % when something does, which on a device is the rule.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # An arena keeps three times what a prompt's chunk needs, and keeps it for good; blocks that are freed are not.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    return options
+
+
+def _open_session(path: Path, threads: int, graph: bytes | None, providers: Sequence[str]) -> Any:
+    import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
+
+    options = session_options(threads)
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         with _freed_at_once():
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(graph or str(path), options, providers=list(providers))
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EdgeRuntimeError(f"{path}: the graph cannot be loaded: {reason}") from None
+    if providers[0] not in session.get_providers():
+        # A library of the GPU's that is missing shows only now.
+        log.warning("%s runs on the CPU: %s could not be started", path.name, providers[0])
+    return session

@@ -1,0 +1,53 @@
+"""How much memory a model takes, before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_runtime.machine import readable
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of memory that a model takes while it answers.
+
+    Attributes:
+        weights: Matrices of the decoder.
+        tables: What is read from the disk row by row: the system may drop it at any time, so it is no part of `total`.
+        activations: The most that computing takes at a time, with the program itself.
+        towers: Image and audio towers at work.
+        kv: Keys and values of a full context.
+        prefix_cache: Keys and values of earlier prompts.
+        mapped: What of weights and towers is pages of a file: the system may drop them and read them again.
+        loading: The most anonymous memory at a time while the model is loaded; gone when that is done.
+    """
+
+    weights: int
+    tables: int
+    activations: int
+    towers: int
+    kv: int
+    prefix_cache: int
+    mapped: int = 0
+    loading: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes that must be free for it to run at full speed."""
+        return self.weights + self.activations + self.towers + self.kv + self.prefix_cache
+
+    @property
+    def anonymous(self) -> int:
+        """Bytes that the system cannot get back: no moment takes more of them."""
+        return max(self.total - self.mapped, self.loading)
+
+    def lines(self) -> list[str]:
+        """The parts for people, the total last."""
+        parts = ("weights", "activations", "towers", "kv", "prefix_cache")
+        said = [f"{name.replace('_', ' ')}: {readable(getattr(self, name))}" for name in parts]
+        if self.tables:
+            said.append(f"tables, read row by row: {readable(self.tables)}")
+        said.append(f"together: {readable(self.total)}")
+        if self.mapped:
+            said.append(f"of that anonymous: {readable(self.anonymous)}; the rest the system may drop and read again")
+        return said
