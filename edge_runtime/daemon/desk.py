@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edge_runtime.daemon.admission import Ticket
 from edge_runtime.daemon.intake import Arrival, Intake, refusal_of
@@ -25,9 +25,11 @@ from edge_runtime.daemon.worker import STOPPED, error_body
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_runtime.daemon.admission import Admission
     from edge_runtime.daemon.messages import Message
-    from edge_runtime.daemon.requests import Parser
+    from edge_runtime.daemon.requests import Parser, Request
     from edge_runtime.daemon.store import Store, StoredRequest
     from edge_runtime.daemon.topics import Topics
 
@@ -82,11 +84,13 @@ class Desk:
         self._held = 0
         self._most_held = INBOX_PAYLOADS * parser.settings.limits.payload_bytes
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._entered = False
+        self.beat: Callable[[], None] = lambda: None
         self._parked: dict[int, tuple[float, Answer]] = {}
         self._unforgotten: tuple[set[int], set[int]] = (set(), set())
         self._unforgotten_due: float | None = None
         self._disk_said = 0.0
+        self.on_accept: Callable[[Ticket, Request], None] = lambda *_: None
 
     def restore(self, link: Line) -> None:
         """Takes up what was left at the last end: answers to be sent, requests to be done.
@@ -94,12 +98,12 @@ class Desk:
         Args:
             link: Through which everything goes from now on.
         """
-        self._link, self._intake = link, Intake(link.topics, self._parser, self._admission)
+        self._link, self._intake = link, Intake(link.topics, self._parser, self._admission, self)
         answers, requests = self._store.answers(), self._store.requests()
         for answer in answers:
             self._send(answer)
         for stored in requests:
-            ticket = _ticket(stored, self._store.deadline_of(stored))
+            ticket = self._ticket(stored, self._store.deadline_of(stored))
             if stored.attempts >= self._parser.settings.limits.attempts:
                 log.error(
                     "%s %s is given up: the daemon ended %d times during it", stored.kind, stored.id, stored.attempts
@@ -110,6 +114,12 @@ class Desk:
                 self._admission.enter(ticket, reserved=False)
         if answers or requests:
             log.info("taken up from before: %d requests, %d answers", len(requests), len(answers))
+
+    def entered(self) -> None:
+        """Notes that a request has entered the waiting room, whosoever it is."""
+        with self._changed:
+            self._entered = True
+            self._changed.notify_all()
 
     # --- the line's side -------------------------------------------------------------------------------------------
 
@@ -130,13 +140,14 @@ class Desk:
 
     # --- the worker's side -----------------------------------------------------------------------------------------
 
-    def begin(self, ticket: Ticket) -> bytes:
-        """Counts a start of the request; its payload."""
+    def begin(self, ticket: Ticket) -> Request:
+        """Counts a start of the request, and gives it."""
         try:
-            return self._store.begin(ticket.seq)
+            payload = self._store.begin(ticket.seq)
         except sqlite3.Error as error:  # a start that is not counted is no reason not to answer
             self._say_disk(error)
-            return self._store.payload(ticket.seq)
+            payload = self._store.payload(ticket.seq)
+        return self._parser.parse(ticket.kind, payload)
 
     def finish(self, ticket: Ticket, body: dict[str, Any]) -> None:
         """Stores and sends a request's answer. One that cannot be stored is sent all the same."""
@@ -148,6 +159,7 @@ class Desk:
             reply = ticket.reply
             answer = Answer(None, ticket.id, reply.topic, reply.correlation, text, time.time(), request=ticket.seq)
         self._send(answer)
+        self._admission.on_final(ticket, body)
 
     def hand_back(self, ticket: Ticket) -> None:
         """Leaves the request stored, for the next start of the daemon."""
@@ -167,12 +179,16 @@ class Desk:
     def run(self) -> None:
         """Works until `close`, and then until the inbox is empty."""
         while True:
+            self.beat()
             with self._changed:
-                self._changed.wait_for(lambda: self._inbox or self._closed, self._idle_s())
+                self._changed.wait_for(lambda: self._inbox or self._closed or self._entered, self._idle_s())
                 if self._closed and not self._inbox:
                     return
                 events = list(self._inbox)
                 self._inbox.clear()
+                entered, self._entered = self._entered, False
+            if entered and not events:
+                continue  # somebody in this process asks: what is due first may be another
             try:
                 self._work(events)
             except Exception:
@@ -203,7 +219,7 @@ class Desk:
         self._settle([event for event in events if isinstance(event, _Delivery)])
         now = time.monotonic()
         for ticket in self._admission.expire(now):
-            self.finish(ticket, error_body(ticket.id, STOPPED["expired"], "expired"))
+            ticket.books.finish(ticket, error_body(ticket.id, STOPPED["expired"], "expired"))
         for seq in [seq for seq, (due, _) in self._parked.items() if due <= now]:
             self._send(self._parked.pop(seq)[1])
         if not events:
@@ -237,6 +253,7 @@ class Desk:
         if not arrivals or self._admission.closed:  # what comes at the end stays with the broker until the next start
             return
         tickets: list[Ticket] = []
+        requests: list[Request] = []
         refusals: list[Answer] = []
         try:
             with self._store.taking() as taking:
@@ -244,13 +261,15 @@ class Desk:
                     decided = self._intake.decide(taking, arrival)
                     if isinstance(decided, Ticket):
                         tickets.append(decided)
+                        requests.append(cast("Request", arrival.outcome))
                     elif decided is not None:
                         refusals.append(decided)
         except BaseException:
             for ticket in tickets:
                 self._admission.release(ticket.client)
             raise
-        for ticket in tickets:
+        for ticket, request in zip(tickets, requests, strict=True):
+            self.on_accept(ticket, request)
             self._admission.enter(ticket)
         for refusal in refusals:
             self._send(refusal)
@@ -270,7 +289,7 @@ class Desk:
             log.warning("a cancel is ignored: %s", error)
         else:
             for ticket in self._admission.cancel(request_id, message.response_topic):
-                self.finish(ticket, error_body(ticket.id, STOPPED["cancelled"], "cancelled"))
+                ticket.books.finish(ticket, error_body(ticket.id, STOPPED["cancelled"], "cancelled"))
         self._link.acknowledge(message)
 
     def _settle(self, deliveries: list[_Delivery]) -> None:
@@ -312,17 +331,17 @@ class Desk:
             self._disk_said = time.monotonic()
             log.error("the store of requests cannot be written: %s", error)
 
-
-def _ticket(stored: StoredRequest, deadline: float | None) -> Ticket:
-    return Ticket(
-        seq=stored.seq,
-        id=stored.id,
-        kind=stored.kind,  # type: ignore[arg-type]  # written by `_row`
-        client=stored.client,
-        reply=Reply(stored.topic, stored.correlation),
-        rank=stored.rank,
-        priority=stored.priority,
-        deadline=deadline,
-        received=time.monotonic(),
-        attempts=stored.attempts,
-    )
+    def _ticket(self, stored: StoredRequest, deadline: float | None) -> Ticket:
+        return Ticket(
+            seq=stored.seq,
+            id=stored.id,
+            kind=stored.kind,  # type: ignore[arg-type]  # written by `_row`
+            client=stored.client,
+            reply=Reply(stored.topic, stored.correlation),
+            books=self,
+            rank=stored.rank,
+            priority=stored.priority,
+            deadline=deadline,
+            received=time.monotonic(),
+            attempts=stored.attempts,
+        )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.daemon.requests import Kind, Parser
     from edge_runtime.daemon.store import Taking
     from edge_runtime.daemon.topics import Topics
+    from edge_runtime.daemon.worker import Books
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,11 @@ class Arrival:
 class Intake:
     """Looks at messages and decides on them."""
 
-    def __init__(self, topics: Topics, parser: Parser, admission: Admission) -> None:
+    def __init__(self, topics: Topics, parser: Parser, admission: Admission, books: Books) -> None:
         self._topics = topics
         self._parser = parser
         self._admission = admission
+        self._books = books
 
     def look_at(self, message: Message) -> Arrival:
         """Parses a message that is no `cancel`, and finds out whose it is. Nothing is decided yet; never raises."""
@@ -101,9 +103,9 @@ class Intake:
         if isinstance(outcome, Request) and (problem := self._admission.reserve(client)):
             outcome = error_body(arrival.id, problem, "busy", retry_after_s=self._admission.retry_after_s())
         if isinstance(outcome, dict):
-            log.info("%s %s: refused as %s", arrival.kind, arrival.id, outcome["error"]["code"])
+            self._admission.on_refusal(arrival.kind, arrival.id, outcome["error"]["code"])
             return taking.refuse(arrival.key, message.mid, refusal_of(arrival, outcome))
-        ticket = _ticket(arrival, outcome, client)
+        ticket = _ticket(arrival, outcome, client, self._books)
         try:
             ticket.seq = taking.accept(_row(arrival, ticket), message.mid)
         except BaseException:
@@ -150,7 +152,7 @@ def _readable(correlation: bytes | None) -> str | None:
     return text if text.isprintable() else None
 
 
-def _ticket(arrival: Arrival, request: Request, client: str) -> Ticket:
+def _ticket(arrival: Arrival, request: Request, client: str, books: Books) -> Ticket:
     now = time.monotonic()
     limits = [seconds for seconds in (request.deadline_s, arrival.message.expiry_s) if seconds is not None]
     return Ticket(
@@ -159,6 +161,7 @@ def _ticket(arrival: Arrival, request: Request, client: str) -> Ticket:
         kind=arrival.kind,
         client=client,
         reply=arrival.reply,
+        books=books,
         rank=VOICE if request.spoken else TEXT,
         priority=request.priority,
         deadline=now + min(limits) if limits else None,

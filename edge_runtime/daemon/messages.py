@@ -41,3 +41,5 @@ class Parcel:
     token: object = None
     """What `Listener.delivered` will be told; None: nobody wants to know."""
     retain: bool = False
+    until: float | None = None
+    """`time.monotonic()` after which it is old news and not sent any more."""

@@ -43,6 +43,8 @@ from edge_runtime.daemon.topics import Topics
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
@@ -60,6 +62,8 @@ EARLY_CLOSES = 2
 SILENCE_S = 2.0
 # How long nothing more is said about answers that a broker does not take.
 QUIET_S = 60.0
+# News that could not be sent for so long is old, and somebody might act on it: it is dropped.
+NEWS_S = 60.0
 # Pieces of answers that wait to be sent; more than that are dropped, since the whole answer follows.
 MOST_DELTAS = 256
 # What a PUBLISH has beside topic and payload, at most: fixed header, packet identifier, properties without user's text.
@@ -87,7 +91,9 @@ class Link:
         """
         self.topics = Topics.of(settings)
         self._settings = settings
-        self._info = info
+        self._retained = {self.topics("info"): json.dumps(info)}
+        self._stale: set[str] = set()
+        self._heard: dict[str, Callable[[bytes], None]] = {}
         self._payload_bytes = payload_bytes
         self._listener = listener
         self._client = self._new_client(V5)
@@ -109,6 +115,7 @@ class Link:
         self._farewell: int | None = None
         self._said = self._why = ""
         self._quiet_until = 0.0
+        self.beat: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._keep_up, name="mqtt", daemon=True)
 
     def start(self) -> None:
@@ -128,6 +135,20 @@ class Link:
         if self._online.is_set() and len(self._waiting) + len(self._orders) < MOST_DELTAS:
             self._order(Parcel(topic, body, correlation))
 
+    def publish_news(self, topic: str, body: str) -> None:
+        """Sends JSON with QoS 1 that is of no use later than a minute from now."""
+        self._order(Parcel(topic, body, until=time.monotonic() + NEWS_S))
+
+    def retain(self, topic: str, payload: str) -> None:
+        """Sets what a topic holds: published now, or as soon as the broker is there, and again at each connection."""
+        self._retained[topic] = payload
+        self._stale.add(topic)
+        self._nudge()
+
+    def hear(self, topic: str, heard: Callable[[bytes], None]) -> None:
+        """Subscribes to one topic more, before `start`; `heard` is called in the line's thread and returns at once."""
+        self._heard[topic] = heard
+
     def acknowledge(self, message: Message) -> None:
         """Lets the broker forget a message."""
         if message.mid:
@@ -139,6 +160,15 @@ class Link:
         self._nudge()
         if self._thread.is_alive():
             self._thread.join(timeout_s + 1.0)
+
+    @property
+    def online(self) -> bool:
+        """Whether the broker is there and has our subscriptions."""
+        return self._online.is_set()
+
+    def poke(self) -> None:
+        """Makes the thread beat, if it waits."""
+        self._nudge()
 
     def _order(self, order: Parcel | Message) -> None:
         self._orders.append(order)
@@ -213,6 +243,7 @@ class Link:
         pending = line.pending() if isinstance(line, ssl.SSLSocket) else 0
         wanted = [line] if client.want_write() else []
         readable, writable, _ = select.select([line, self._wake_up], wanted, [], 0 if pending else wait_s)
+        self.beat()
         if self._wake_up in readable:
             self._wake_up.recv(65_536)
         if pending or line in readable:
@@ -230,8 +261,13 @@ class Link:
                 self._waiting.append(order)
             elif order.connection == self._connection and self._connected:
                 client.ack(order.mid, QOS)
+        while self._stale and self._online.is_set() and len(self._sent) < self._window:
+            topic = self._stale.pop()
+            self._send(client, Parcel(topic, self._retained[topic], retain=True))
         while self._waiting and self._online.is_set() and len(self._sent) < self._window:
-            self._send(client, self._waiting.popleft())
+            parcel = self._waiting.popleft()
+            if parcel.until is None or time.monotonic() < parcel.until:
+                self._send(client, parcel)
 
     def _send(self, client: Client, parcel: Parcel) -> None:
         if len(parcel.payload.encode()) + len(parcel.topic.encode()) + _OVERHEAD > self._largest:
@@ -300,7 +336,7 @@ class Link:
         self._largest = getattr(told, "MaximumPacketSize", LARGEST_PACKET)
         version = MQTTProtocolVersion(client.protocol)
         self._say(logging.INFO, f"connected to {self._where} with MQTT {VERSION_NAMES[version]}")
-        filters = self.topics.filters()
+        filters = [*self.topics.filters(), *self._heard]
         if version == V5:  # what was published as retained is old news, not a request
             options = SubscribeOptions(QOS, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
             client.subscribe([(name, options) for name in filters])
@@ -315,9 +351,10 @@ class Link:
         if refused:
             self._say(logging.WARNING, f"{self._where} refuses subscriptions: {refused[0]}")
         # Only now: whoever sees `online` may ask at once.
-        for name, payload in (("info", json.dumps(self._info)), ("status", ONLINE)):
-            mid = client.publish(self.topics(name), payload, QOS, retain=True).mid
-            self._sent[mid] = Parcel(self.topics(name), payload, retain=True)
+        self._stale.clear()
+        for topic, payload in [*self._retained.items(), (self.topics("status"), ONLINE)]:
+            mid = client.publish(topic, payload, QOS, retain=True).mid
+            self._sent[mid] = Parcel(topic, payload, retain=True)
         self._online.set()
 
     def _on_publish(self, _: Client, __: object, mid: int, reason: ReasonCode, ___: object) -> None:
@@ -333,9 +370,12 @@ class Link:
 
     def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
         try:
-            meant = self.topics.request(message.topic)
+            topic = message.topic
+            meant = self.topics.request(topic)
         except UnicodeDecodeError:
-            meant = None
+            topic, meant = "", None
+        if topic in self._heard and not message.retain:
+            self._heard[topic](bytes(message.payload))
         if meant is None or message.retain:
             client.ack(message.mid, message.qos)
             return
@@ -368,6 +408,7 @@ class Link:
         """Sleeps, unless it is time to stop."""
         until = time.monotonic() + seconds
         while self._stop_at is None and (left := until - time.monotonic()) > 0:
+            self.beat()
             if select.select([self._wake_up], [], [], left)[0]:
                 self._wake_up.recv(65_536)
 

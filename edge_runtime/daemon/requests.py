@@ -38,6 +38,16 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """What a camera sees or a microphone hears, in the place of the bytes of a file."""
+
+    source: str
+    """The camera's or the microphone's name."""
+    seconds: float | None = None
+    """How long a microphone listens; None: until whoever speaks has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What one payload asks for."""
 
@@ -45,11 +55,11 @@ class Request:
     id: str | None = None
     """The id that the payload gives itself."""
     messages: list[dict[str, Any]] = field(default_factory=list)
-    """Chat messages for `ask` and `describe`, images and audio as the bytes of their files."""
-    audio: bytes = b""
-    """The file to `transcribe`."""
+    """Chat messages for `ask` and `describe`; images and audio are the bytes of their files, `Live`, or decoded."""
+    audio: Any = b""
+    """What to `transcribe`: the bytes of a file, `Live`, mono float32 samples at 16 kHz, or an `Utterance`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `Model.chat`."""
+    """Keyword arguments of `Model.chat`, or of `Model.transcribe`."""
     session: str | None = None
     """The conversation that this goes on with."""
     stream: bool = False
@@ -57,6 +67,14 @@ class Request:
     """Higher runs sooner."""
     deadline_s: float | None = None
     """Seconds from arrival after which nobody wants the answer; None: for ever."""
+    aloud: str | None = None
+    """The microphone at which somebody waits for the answer to be read aloud; None: nobody does."""
+
+    @property
+    def listens(self) -> Live | None:
+        """The microphone that is to listen."""
+        items = [item["audio"] for item in self._items() if item["type"] == "audio"]
+        return next((item for item in [self.audio, *items] if isinstance(item, Live)), None)
 
     @property
     def spoken(self) -> bool:
@@ -69,10 +87,14 @@ class Request:
         return self._has("image")
 
     def _has(self, kind: str) -> bool:
-        return any(item["type"] == kind for message in self.messages for item in message["content"])
+        return any(item["type"] == kind for item in self._items())
+
+    def _items(self) -> list[dict[str, Any]]:
+        contents = [message["content"] for message in self.messages]
+        return [item for content in contents if not isinstance(content, str) for item in content]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parser:
     """Makes requests of payloads.
 
@@ -130,8 +152,9 @@ class Parser:
         content: list[dict[str, Any]] = [
             {"type": "image", "image": self._image(item, f"images[{index}]")} for index, item in enumerate(images)
         ]
-        if "audio" in body:
-            content.append({"type": "audio", "audio": self._audio(body["audio"])})
+        audio = self._audio(body["audio"]) if "audio" in body else None
+        if audio is not None:
+            content.append({"type": "audio", "audio": audio})
         media = sum(len(item) for item in [*images, body.get("audio", "")])
         if len(payload) - media > self.context * TOKEN_BYTES + SKELETON_BYTES:
             raise EdgeRuntimeError(f"more text than {self.context} tokens can hold", "too_large")
@@ -150,10 +173,16 @@ class Parser:
             stream=values.get("stream", False),
             priority=values.get("priority", 0),
             deadline_s=values.get("deadline_s"),
+            aloud=audio.source if isinstance(audio, Live) else None,
         )
 
     def _transcribe(self, payload: bytes) -> Request:
-        if payload[:1] in {b"{", b""}:
+        if payload[:1] == b"{":
+            body = json_object(payload, self.settings.limits.json_depth)
+            _refuse_unknown(body, {"id": None, "microphone": None, "seconds": None})
+            live = self._microphone({key: value for key, value in body.items() if key != "id"}, "transcribe")
+            return Request("transcribe", _id(body), audio=live, options={"language": self._language(live.source)})
+        if not payload:
             raise EdgeRuntimeError("transcribe wants the bytes of a WAV, FLAC, OGG or MP3 file")
         check_audio(payload, "the audio")
         return Request("transcribe", audio=payload)
@@ -162,25 +191,52 @@ class Parser:
         if payload[:1] == b"{":
             body = json_object(payload, self.settings.limits.json_depth)
             _refuse_unknown(body, {"id": None, "camera": None, "prompt": None})
-            raise EdgeRuntimeError("camera: this daemon has no cameras; send the bytes of a JPEG, PNG or WebP file")
+            prompt = _TEXT("prompt", body["prompt"]) if "prompt" in body else None
+            return self.about_picture(self._camera({"camera": body.get("camera")}, "describe"), prompt, _id(body))
         if not payload:
             raise EdgeRuntimeError("describe wants the bytes of a JPEG, PNG or WebP file")
         check_image(payload, "the image", self.settings.limits)
-        known = self.model_name in DESCRIBE
-        prompt = self.settings.model.describe_prompt or DESCRIBE[self.model_name if known else ""]
-        content: list[dict[str, Any]] = [{"type": "image", "image": payload}, {"type": "text", "text": prompt}]
-        return Request("describe", messages=_messages(None if known else PICTURE_RULE, content))
+        return self.about_picture(payload)
 
-    def _image(self, item: object, name: str) -> bytes:
+    def about_picture(self, image: Any, prompt: str | None = None, name: str | None = None) -> Request:
+        """The question about one picture that `describe` asks.
+
+        Args:
+            image: Bytes of a file, `Live`, or a picture of Pillow.
+            prompt: The question; None: as the settings say, or what the model has learned.
+            name: The request's id.
+        """
+        known = self.model_name in DESCRIBE
+        prompt = prompt or self.settings.model.describe_prompt or DESCRIBE[self.model_name if known else ""]
+        content: list[dict[str, Any]] = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+        return Request("describe", name, _messages(None if known else PICTURE_RULE, content))
+
+    def _image(self, item: object, name: str) -> bytes | Live:
         if isinstance(item, dict):
-            raise EdgeRuntimeError(f"{name}: this daemon has no cameras; send the image itself as base64")
+            return self._camera(item, name)
         data = base64_bytes(item, name, self.settings.limits)
         check_image(data, name, self.settings.limits)
         return data
 
-    def _audio(self, item: object) -> bytes:
+    def _camera(self, item: dict[str, Any], name: str) -> Live:
+        cameras = [camera.name for camera in self.settings.cameras]
+        if set(item) != {"camera"} or item["camera"] not in cameras:
+            raise EdgeRuntimeError(f'{name}: wants {{"camera": name}}; {_there_are("cameras", cameras)}')
+        return Live(item["camera"])
+
+    def _microphone(self, item: dict[str, Any], name: str) -> Live:
+        microphones = [microphone.name for microphone in self.settings.microphones]
+        if not {"microphone"} <= set(item) <= {"microphone", "seconds"} or item["microphone"] not in microphones:
+            says = '{"microphone": name}, perhaps with "seconds"'
+            raise EdgeRuntimeError(f"{name}: wants {says}; {_there_are('microphones', microphones)}")
+        return Live(item["microphone"], _SECONDS("seconds", item["seconds"]) if "seconds" in item else None)
+
+    def _language(self, microphone: str) -> str:
+        return next(given.language for given in self.settings.microphones if given.name == microphone)
+
+    def _audio(self, item: object) -> bytes | Live:
         if isinstance(item, dict):
-            raise EdgeRuntimeError("audio: this daemon has no microphones; send the recording itself as base64")
+            return self._microphone(item, "audio")
         data = base64_bytes(item, "audio", self.settings.limits)
         check_audio(data, "audio")
         return data
@@ -205,6 +261,10 @@ def _id(body: dict[str, Any]) -> str | None:
     if len(given) > ID_LENGTH or not given.isprintable():
         raise EdgeRuntimeError(f"id: at most {ID_LENGTH} printable characters")
     return given
+
+
+def _there_are(kind: str, names: list[str]) -> str:
+    return f"there are {', '.join(names)}" if names else f"this daemon has no {kind}"
 
 
 def _refuse_unknown(body: dict[str, Any], known: dict[str, Any]) -> None:
@@ -239,6 +299,7 @@ def _between(low: float, high: float, *, whole: bool) -> Callable[[str, Any], An
 
 
 _TEXT = _kind(str, "a text")
+_SECONDS = _between(0.1, 29, whole=False)
 # Every key of `ask` with its check; None where a function of its own looks at it.
 _ASK_KEYS: dict[str, Callable[[str, Any], Any] | None] = {
     "id": None,
@@ -248,6 +309,7 @@ _ASK_KEYS: dict[str, Callable[[str, Any], Any] | None] = {
     "audio": None,
     "schema": _kind(dict, "a JSON schema (an object)"),
     "tools": _kind(list, "a list of functions"),
+    "large": _kind(bool, "true or false"),
     "session": _short,
     "max_tokens": _between(1, 1_000_000, whole=True),
     "temperature": _between(0, 10, whole=False),
@@ -256,4 +318,4 @@ _ASK_KEYS: dict[str, Callable[[str, Any], Any] | None] = {
     "priority": _between(-1000, 1000, whole=True),
     "deadline_s": _between(0, 31_536_000, whole=False),
 }
-_CHAT_OPTIONS = ("schema", "tools", "max_tokens", "temperature", "seed")
+_CHAT_OPTIONS = ("schema", "tools", "large", "max_tokens", "temperature", "seed")

@@ -6,6 +6,7 @@ recordings of earlier turns are not shown to the model again.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -58,21 +59,27 @@ class Conversation:
 
 
 class Sessions:
-    """All conversations. For one thread."""
+    """All conversations. One thread recalls and remembers; any may make it forget."""
 
     def __init__(self, limits: LimitsSettings, context: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._tokens = int(context * HISTORY_SHARE)
         self._clock = clock
         self._conversations: OrderedDict[tuple[str, str], Conversation] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def limit(self, limits: LimitsSettings) -> None:
+        """Other limits from now on."""
+        self._limits = limits
 
     def __len__(self) -> int:
         return len(self._conversations)
 
     def recall(self, client: str, name: str) -> Conversation:
         """The conversation `name` of a client; a new one if it is not remembered."""
-        self._forget_old()
-        return self._conversations.get((client, name)) or Conversation()
+        with self._lock:
+            self._forget_old()
+            return self._conversations.get((client, name)) or Conversation()
 
     def remember(self, client: str, name: str, conversation: Conversation) -> None:
         """Keeps a conversation, cut to what is allowed, as the one used last."""
@@ -83,9 +90,15 @@ class Sessions:
             turns = turns[1:]
         conversation.turns = turns
         conversation.used = self._clock()
-        self._conversations[client, name] = conversation
-        self._conversations.move_to_end((client, name))
-        self._forget_old()
+        with self._lock:
+            self._conversations[client, name] = conversation
+            self._conversations.move_to_end((client, name))
+            self._forget_old()
+
+    def forget(self, client: str, name: str) -> None:
+        """Drops the conversation `name` of a client, if there is one."""
+        with self._lock:
+            self._conversations.pop((client, name), None)
 
     def _forget_old(self) -> None:
         """Drops what was unused for too long, and what is too much; the longest unused stand first."""

@@ -6,20 +6,23 @@ Knows the model and the books by the protocols below.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_runtime import media
+from edge_runtime.daemon.senses import Media, heard
 from edge_runtime.daemon.sessions import Conversation, Sessions, compose, turn_of
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Generator
+    from contextlib import AbstractContextManager
 
     from edge_runtime.daemon.admission import Admission, Running, Ticket
-    from edge_runtime.daemon.requests import Parser, Request
+    from edge_runtime.daemon.requests import Request
+    from edge_runtime.daemon.senses import Senses
     from edge_runtime.engine.protocol import Info, Piece, Transcript
     from edge_runtime.errors import ErrorCode
     from edge_runtime.settings import LimitsSettings
@@ -41,8 +44,9 @@ class Model(Protocol):
     def chat(self) -> Callable[..., Generator[Piece, None, None]]:
         """Answers a conversation piece by piece; the arguments are those of `engine.model.Model.chat`."""
 
-    def transcribe(self, source: Any, *, cancel: threading.Event | None) -> Transcript:
-        """Writes down speech."""
+    @property
+    def transcribe(self) -> Callable[..., Transcript]:
+        """Writes down speech; the arguments are those of `engine.model.Model.transcribe`."""
 
     def close(self) -> None:
         """Frees the model."""
@@ -51,14 +55,18 @@ class Model(Protocol):
 class Books(Protocol):
     """Who keeps the requests and hears the answers."""
 
-    def begin(self, ticket: Ticket) -> bytes:
-        """Counts a start of the request; its payload."""
+    def begin(self, ticket: Ticket) -> Request:
+        """Counts a start of the request, and gives it.
+
+        Raises:
+            EdgeRuntimeError: It cannot be read.
+        """
 
     def finish(self, ticket: Ticket, body: dict[str, Any]) -> None:
         """Keeps and sends the one final answer of a request."""
 
     def hand_back(self, ticket: Ticket) -> None:
-        """Keeps the request for the next start of the daemon."""
+        """The daemon ends: the request is not answered by this run of it."""
 
     def delta(self, ticket: Ticket, body: dict[str, Any]) -> None:
         """Sends a piece of an answer that is still being written."""
@@ -72,16 +80,24 @@ def error_body(request_id: str, message: str, code: ErrorCode, **extra: Any) -> 
 class Worker:
     """Takes requests from the waiting room until it is closed."""
 
-    def __init__(self, admission: Admission, model: Model, parser: Parser, books: Books) -> None:
+    def __init__(
+        self, admission: Admission, model: Model, limits: LimitsSettings, senses: Senses | None = None
+    ) -> None:
+        """Args: whom it takes from; who answers; what is taken; microphones, cameras and voice, if there are any."""
         self._admission = admission
         self._model = model
-        self._parser = parser
-        self._books = books
-        self._sessions = Sessions(parser.settings.limits, model.info["context"])
+        self._media = Media(senses, limits)
+        self._senses = senses
+        self._sessions = Sessions(limits, model.info["context"])
 
-    @property
-    def _limits(self) -> LimitsSettings:
-        return self._parser.settings.limits
+    def limit(self, limits: LimitsSettings) -> None:
+        """Other limits from the next request on."""
+        self._media.limits = limits
+        self._sessions.limit(limits)
+
+    def forget(self, client: str, session: str) -> None:
+        """Drops a conversation; from any thread."""
+        self._sessions.forget(client, session)
 
     def run(self) -> None:
         """The thread's body. Only the end of the waiting room ends it."""
@@ -95,20 +111,22 @@ class Worker:
                 body = error_body(ticket.id, FAILED, "internal")
                 with contextlib.suppress(Exception):  # then it stays stored, and is tried again at the next start
                     self._end(ticket, body)
-            self._log(ticket, started, "kept for the next start" if body is None else _summary(body))
+            if body is None:
+                log.info("%s %s is kept for the next start", ticket.kind, ticket.id)
             self._admission.done(time.monotonic() - started)
 
-    def _end(self, ticket: Ticket, body: dict[str, Any] | None) -> None:
+    @staticmethod
+    def _end(ticket: Ticket, body: dict[str, Any] | None) -> None:
         if body is None:
-            self._books.hand_back(ticket)
+            ticket.books.hand_back(ticket)
         else:
-            self._books.finish(ticket, body)
+            ticket.books.finish(ticket, body)
 
     def _outcome(self, running: Running) -> dict[str, Any] | None:
         """The body of the final answer, whatever happens; None when the daemon stops before there is one."""
         ticket, started = running.ticket, time.monotonic()
         try:
-            request = self._parser.parse(ticket.kind, self._books.begin(ticket))
+            request = ticket.books.begin(ticket)
             body = {} if running.stop.is_set() else self._body(running, request)
             times = {"wait_s": started - ticket.received, "total_s": time.monotonic() - started}
             body["timing"] = (body.get("timing") or {}) | {name: round(value, 3) for name, value in times.items()}
@@ -130,22 +148,31 @@ class Worker:
     def _chat(self, running: Running, request: Request) -> dict[str, Any]:
         ticket = running.ticket
         conversation = self._sessions.recall(ticket.client, request.session) if request.session else Conversation()
-        decoded = [{**message, "content": self._decoded(message["content"])} for message in request.messages]
+        decoded = [{**message, "content": self._decoded(running, message["content"])} for message in request.messages]
         texts: list[str] = []
         last: Piece | None = None
-        for piece in self._pieces(running, request, conversation, decoded):
-            last = piece
-            if piece.text:
-                if request.stream:
-                    self._books.delta(ticket, {"id": ticket.id, "seq": len(texts), "text": piece.text})
-                texts.append(piece.text)
+        with self._aloud(request.aloud, running) as say:
+            for piece in self._pieces(running, request, conversation, decoded):
+                last = piece
+                if piece.text:
+                    say(piece.text)
+                    if request.stream:
+                        ticket.books.delta(ticket, {"id": ticket.id, "seq": len(texts), "text": piece.text})
+                    texts.append(piece.text)
         body: dict[str, Any] = {"id": ticket.id, "text": "".join(texts)}
         if last is not None:
             body |= {"finish_reason": last.finish_reason, "usage": last.usage, "timing": last.timing}
-            body |= {name: value for name in ("thoughts", "tool_calls") if (value := getattr(last, name))}
+            more = ("thoughts", "tool_calls", "logprobs", "note")
+            body |= {name: value for name in more if (value := getattr(last, name))}
         if request.session and not running.stop.is_set():
             self._remember(ticket, request, conversation, body)
         return body
+
+    def _aloud(self, microphone: str | None, running: Running) -> AbstractContextManager[Callable[[str], None]]:
+        """Who takes the answer's text to read it aloud."""
+        if self._senses is None:
+            return contextlib.nullcontext(lambda _: None)
+        return self._senses.aloud(microphone, running)
 
     def _pieces(
         self, running: Running, request: Request, conversation: Conversation, messages: list[dict[str, Any]]
@@ -175,29 +202,35 @@ class Worker:
         self._sessions.remember(ticket.client, request.session, conversation)
 
     def _transcribe(self, running: Running, request: Request) -> dict[str, Any]:
-        samples = media.load_audio(request.audio, self._limits.audio_s)
-        transcript = self._model.transcribe(samples, cancel=running.stop)
-        text, segments = transcript.text, transcript.segments
-        return {"id": running.ticket.id, "text": text, "segments": segments, "finish_reason": "stop"}
+        utterance = self._media.spoken(request.audio, running.ticket)
+        if utterance is not None and hasattr(self._model, "listen") and not utterance.over.is_set():
+            tell = self._teller(running.ticket) if request.stream else None
+            return heard(self._model, utterance, running, request.options.get("language", "English"), tell)
+        samples = self._media.sound(utterance or request.audio, running.ticket, running.stop)
+        options = dict(request.options)
+        if request.stream:
+            options["on_text"] = self._teller(running.ticket)
+        transcript = self._model.transcribe(samples, cancel=running.stop, **options)
+        body = {"id": running.ticket.id, "text": transcript.text, "segments": transcript.segments}
+        return body | {"finish_reason": "stop", "duration": round(len(samples) / media.SAMPLE_RATE, 2)}
 
-    def _decoded(self, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Content with the bytes of images and recordings decoded, within the limits."""
+    @staticmethod
+    def _teller(ticket: Ticket) -> Callable[[str], None]:
+        """Sends pieces of text, numbered."""
+        numbers = itertools.count()
+        return lambda text: ticket.books.delta(ticket, {"id": ticket.id, "seq": next(numbers), "text": text})
+
+    def _decoded(self, running: Running, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        """Content with the bytes of images and recordings decoded, within the limits; what a tool said is text."""
+        if isinstance(content, str):
+            return content
         decoded = []
         for item in content:
             if item["type"] == "image":
-                decoded.append({"type": "image", "image": media.load_image(item["image"], self._limits.image_pixels)})
+                decoded.append({"type": "image", "image": self._media.picture(item["image"])})
             elif item["type"] == "audio":
-                decoded.append({"type": "audio", "audio": media.load_audio(item["audio"], self._limits.audio_s)})
+                samples = self._media.sound(item["audio"], running.ticket, running.stop)
+                decoded.append({"type": "audio", "audio": samples})
             else:
                 decoded.append(item)
         return decoded
-
-    @staticmethod
-    def _log(ticket: Ticket, started: float, outcome: str) -> None:
-        """One line a request: never what was asked or answered, which is the user's own affair."""
-        waited, took = started - ticket.received, time.monotonic() - started
-        log.info("%s %s: %s in %.2f s, after waiting %.2f s", ticket.kind, ticket.id, outcome, took, waited)
-
-
-def _summary(body: dict[str, Any]) -> str:
-    return str(body["error"]["code"]) if "error" in body else f"{len(body['text'])} characters"

@@ -12,7 +12,7 @@ from edge_runtime.perception.endpointing import EndpointOptions
 from edge_runtime.perception.listener import Listener
 from edge_runtime.perception.microphone import Microphone
 from edge_runtime.perception.utterance import Utterance
-from edge_runtime.perception.vad import VoiceActivity
+from edge_runtime.vad import VoiceActivity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,16 @@ class Status:
         self.since = time.monotonic()
         if self.on_change:
             self.on_change(self)
+
+
+def close_all(closes: Iterable[Callable[[], None]], timeout_s: float) -> None:
+    """Closes many sources at a time; one that hangs keeps nobody for longer than `timeout_s`."""
+    threads = [threading.Thread(target=close, name="close", daemon=True) for close in closes]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class Backoff:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Trigger = Literal["voice", "wake", "push", "barge-in"]
+STEP_S = 0.05
+"""Whoever waits for a piece looks this often whether it shall stop."""
 Ending = Literal["pause", "stopped", "limit"]
 
 
@@ -64,6 +66,19 @@ class Utterance:
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         """The pieces, each once; waits for the next one."""
         while (piece := self._pieces.get()) is not None:
+            yield piece
+
+    def pieces(self, stop: threading.Event) -> Iterator[NDArray[np.float32]]:
+        """The pieces, as by iteration; whoever waits for them may `stop`, which cancels it."""
+        while True:
+            try:
+                piece = self._pieces.get(timeout=STEP_S)
+            except queue.Empty:
+                if stop.is_set():
+                    self.cancel()
+                continue
+            if piece is None:
+                return
             yield piece
 
     def sound(self) -> NDArray[np.float32]:

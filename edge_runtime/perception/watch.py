@@ -118,6 +118,7 @@ class Watch:
         self._camera, self._interval_s, self._rest_s = camera, interval_s, rest_s
         self._detector = ChangeDetector(changes) if changes is not None else None
         self._looked_at = -1e9
+        self._again = False
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Pictures worth a question until `stop` is set; none while the camera is away."""
@@ -133,7 +134,13 @@ class Watch:
                 yield frame
                 due = max(due, time.monotonic() + self._rest_s)
 
+    def again(self) -> None:
+        """The picture that was yielded last came to nothing: the next one counts as changed."""
+        self._again = True
+
     def _worth_it(self, frame: Frame) -> bool:
         self.looked += 1
         seconds, self._looked_at = frame.taken - self._looked_at, frame.taken
-        return self._detector is None or self._detector.changed(frame.luma(WIDTH, HEIGHT), seconds)
+        again, self._again = self._again, False
+        changed = self._detector is None or self._detector.changed(frame.luma(WIDTH, HEIGHT), seconds)
+        return changed or again

@@ -52,10 +52,20 @@ class FakeModel:
             thoughts="",
         )
 
-    def transcribe(self, source: Any, *, cancel: threading.Event | None) -> Transcript:
+    def transcribe(
+        self,
+        source: Any,
+        *,
+        cancel: threading.Event | None,
+        on_text: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Transcript:
         assert cancel is not None
-        self.calls.append((source, {}))
+        self.calls.append((source, options))
         self._wait(cancel)
+        if on_text is not None:
+            on_text("hel")
+            on_text("lo")
         return Transcript("hello", [{"start": 0.0, "end": 1.0, "text": "hello"}], "")
 
     def close(self) -> None:

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import itertools
 import threading
+from typing import Any
 
 from edge_runtime.daemon.admission import TEXT, VOICE, WATCHING, Admission, Ticket
 from edge_runtime.daemon.requests import Reply
 
 NUMBERS = itertools.count(1)
+NOBODY: Any = None
 
 
 def ticket(name, client="", topic="t", **more):
-    return Ticket(seq=next(NUMBERS), id=name, kind="ask", client=client, reply=Reply(topic), **more)
+    return Ticket(seq=next(NUMBERS), id=name, kind="ask", client=client, reply=Reply(topic), books=NOBODY, **more)
 
 
 def enter(room, name, client="", **more):

@@ -102,6 +102,39 @@ def test_pieces_of_answers_are_dropped_while_nobody_can_have_them(free_port):
         assert len(link._orders) + len(link._waiting) == 0
 
 
+def test_what_a_topic_holds_is_published_now_and_at_each_connection(mosquitto, mqtt_client):
+    heard: list[bytes] = []
+    with link_to(mosquitto.port) as link:  # it may be connected already: what is heard is subscribed to the next time
+        assert link.wait_online(WAIT_S)
+        link.hear("home/status", heard.append)
+        link.retain("edge-runtime/box/door", "open")
+        mqtt_client.subscribe("edge-runtime/box/door")
+        assert mqtt_client.wait("edge-runtime/box/door").payload == b"open"
+        link._client.socket().shutdown(socket.SHUT_RDWR)
+        assert mqtt_client.wait("edge-runtime/box/door").payload == b"open"
+        deadline = time.monotonic() + WAIT_S
+        while not heard and time.monotonic() < deadline:
+            mqtt_client.publish("home/status", "online")
+            time.sleep(0.05)
+        assert heard[0] == b"online"
+    assert link.ears.messages == []
+
+
+def test_old_news_is_not_told(monkeypatch, tmp_path, free_port):
+    monkeypatch.setattr(mqtt, "NEWS_S", 0.0)
+    with link_to(free_port) as link:
+        link.publish_news("edge-runtime/box/event/transcript", '{"text": "old"}')
+        monkeypatch.setattr(mqtt, "NEWS_S", 60.0)
+        link.publish_news("edge-runtime/box/event/transcript", '{"text": "new"}')
+        with mosquitto_with(tmp_path, free_port, "allow_anonymous true"):
+            client = MqttClient(free_port)
+            client.subscribe("edge-runtime/box/#")
+            assert link.wait_online(WAIT_S)
+            told = client.wait("edge-runtime/box/event/transcript")
+            client.close()
+    assert json.loads(told.payload) == {"text": "new"}
+
+
 def test_strange_messages_are_acknowledged_and_dropped(mosquitto):
     with link_to(mosquitto.port) as link:
         assert link.wait_online(WAIT_S)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from edge_runtime import builtin
-from edge_runtime.daemon.requests import DESCRIBE, PICTURE_RULE, Parser, Request
+from edge_runtime.daemon.requests import DESCRIBE, PICTURE_RULE, Live, Parser, Request
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.settings import LimitsSettings, ModelSettings, Settings
+from edge_runtime.settings import CameraSettings, LimitsSettings, MicrophoneSettings, ModelSettings, Settings
 
 SETTINGS = Settings(limits=LimitsSettings(payload_bytes=4096, images=2, image_pixels=1024))
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -84,8 +84,8 @@ def test_options_go_to_the_model_and_the_rest_stays_here(ask):
         ({"prompt": "x", "images": "aGk="}, "images: must be a list"),
         ({"prompt": "x", "images": ["not base64!"]}, r"images\[0\]: not valid base64"),
         ({"prompt": "x", "images": [""]}, r"images\[0\]: empty"),
-        ({"prompt": "x", "images": [{"camera": "front"}]}, r"images\[0\]: this daemon has no cameras"),
-        ({"prompt": "x", "audio": {"microphone": "desk"}}, "audio: this daemon has no microphones"),
+        ({"prompt": "x", "images": [{"camera": "front"}]}, r"images\[0\]: wants .*; this daemon has no cameras"),
+        ({"prompt": "x", "audio": {"microphone": "desk"}}, "audio: wants .*; this daemon has no microphones"),
         ({"prompt": "x", "audio": 5}, "audio: must be base64"),
     ],
 )
@@ -156,7 +156,7 @@ def test_describe_asks_what_the_model_has_learned(parser, png):
 @pytest.mark.parametrize(
     ("kind", "payload", "says"),
     [
-        ("transcribe", b'{"microphone": "x"}', "transcribe wants the bytes"),
+        ("transcribe", b'{"microphone": "x"}', "this daemon has no microphones"),
         ("transcribe", b"", "transcribe wants the bytes"),
         ("transcribe", b"noise", "is not a WAV"),
         ("describe", b'{"camera": "front"}', "this daemon has no cameras"),
@@ -189,3 +189,48 @@ def test_cancel_names_an_id(parser):
     for payload in (b"a", b"{}", b'{"id": 1}', b"[]", b"{" * 1000):
         with pytest.raises(EdgeRuntimeError):
             parser.cancelled(payload)
+
+
+SENSES = Parser(
+    Settings(
+        microphones=(MicrophoneSettings("desk", language="German"),),
+        cameras=(CameraSettings("front", "a.jpg"), CameraSettings("yard", "b.jpg")),
+    ),
+    "other",
+    128,
+)
+
+
+def test_cameras_and_microphones_take_the_place_of_files():
+    asked = SENSES.parse("ask", b'{"images": [{"camera": "yard"}], "audio": {"microphone": "desk", "seconds": 3}}')
+    image, audio = asked.messages[0]["content"]
+    assert image["image"] == Live("yard")
+    assert audio["audio"] == asked.listens == Live("desk", 3)
+    assert asked.aloud == "desk"
+    assert asked.spoken
+    described = SENSES.parse("describe", b'{"id": "7", "camera": "front", "prompt": "Who is it?"}')
+    assert described.id == "7"
+    assert [item.get("text", item.get("image")) for item in described.messages[-1]["content"]] == [
+        Live("front"),
+        "Who is it?",
+    ]
+    written = SENSES.parse("transcribe", b'{"microphone": "desk"}')
+    assert written.audio == written.listens == Live("desk")
+    assert written.options == {"language": "German"}
+    assert SENSES.parse("ask", b'{"prompt": "x"}').listens is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "says"),
+    [
+        ("ask", b'{"images": [{"camera": "roof"}]}', "there are front, yard"),
+        ("ask", b'{"images": [{"camera": "yard", "x": 1}]}', "wants"),
+        ("ask", b'{"audio": {"microphone": "desk", "seconds": 300}}', "seconds: must be a number"),
+        ("ask", b'{"audio": {"microphone": ["desk"]}}', "there are desk"),
+        ("describe", b'{"prompt": "x"}', "there are front, yard"),
+        ("transcribe", b'{"id": "1"}', "there are desk"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(kind, payload, says):
+    with pytest.raises(EdgeRuntimeError, match=says):
+        SENSES.parse(kind, payload)

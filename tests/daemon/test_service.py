@@ -71,6 +71,8 @@ def test_info_is_retained_and_says_what_the_box_can(box):
             "images": 8,
             "image_pixels": 16_000_000,
         },
+        "microphones": [],
+        "cameras": [],
     }
 
 

@@ -113,3 +113,13 @@ def test_a_turn_keeps_words_alone():
     image, audio = {"type": "image", "image": b"x"}, {"type": "audio", "audio": b"x"}
     assert turn_of(user(image, text("what?")), "a door", 5) == Turn("what?", "a door", 5, seen=True)
     assert turn_of(user(audio), "hello", 5) == Turn("(a recording)", "hello", 5, seen=False)
+
+
+def test_a_conversation_can_be_forgotten(clock):
+    sessions = Sessions(LimitsSettings(), 4096, clock)
+    add(sessions, "a", "s", turn("one"))
+    add(sessions, "b", "s", turn("two"))
+    sessions.forget("a", "s")
+    sessions.forget("a", "never there")
+    assert questions(sessions, "a", "s") == []
+    assert questions(sessions, "b", "s") == ["two"]

@@ -17,6 +17,7 @@ from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.settings import LimitsSettings, Settings
 
 SETTINGS = Settings(limits=LimitsSettings(audio_s=2.0, image_pixels=1024, session_turns=4))
+PARSER = Parser(SETTINGS, "fake", 128)
 
 
 class Books:
@@ -30,7 +31,7 @@ class Books:
         self.fail_once = False
 
     def begin(self, ticket):
-        return self.payloads[ticket.seq]
+        return PARSER.parse(ticket.kind, self.payloads[ticket.seq])
 
     def finish(self, ticket, body):
         if self.fail_once:
@@ -50,7 +51,7 @@ class Rig:
         self.room = Admission(10, 10)
         self.books = Books()
         self.numbers = itertools.count(1)
-        worker = Worker(self.room, model, Parser(SETTINGS, "fake", 128), self.books)
+        worker = Worker(self.room, model, SETTINGS.limits)
         self.thread = threading.Thread(target=worker.run, daemon=True)
         self.thread.start()
 
@@ -58,7 +59,7 @@ class Rig:
         seq = next(self.numbers)
         self.books.payloads[seq] = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         assert self.room.reserve(client) is None
-        self.room.enter(Ticket(seq, name, kind, client, Reply("t"), received=time.monotonic()))
+        self.room.enter(Ticket(seq, name, kind, client, Reply("t"), self.books, received=time.monotonic()))
 
     def run(self, payload, **about):
         """The request's answer."""

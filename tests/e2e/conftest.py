@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class Serving:
             "EDGE_RUNTIME_MQTT__DEVICE": "box",
             "EDGE_RUNTIME_MQTT__WILL_DELAY_S": "1",
             "EDGE_RUNTIME_STORAGE__STATE_DIR": str(self.state),
+            "EDGE_RUNTIME_HTTP__LISTEN": "127.0.0.1:0",
             **settings,
         }
         self.start()
@@ -67,6 +69,16 @@ class Serving:
     def go_on(self) -> None:
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def url(self) -> str:
+        """Where its HTTP server listens, as it says; of the last start."""
+        deadline = time.monotonic() + START_S
+        while not (found := re.findall(r"serving (https?://\S+)", self.log)):
+            assert time.monotonic() < deadline
+            assert self.process.poll() is None
+            time.sleep(0.05)
+        return str(found[-1])
 
     @property
     def log(self) -> str:

@@ -125,3 +125,14 @@ def test_bad_settings_are_one_line_and_exit_2(tmp_path, text, says):
     assert result.returncode == 2
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_answer_keeps_to_the_schema_that_a_request_gives(client):
+    properties = {"open": {"type": "boolean"}, "level": {"enum": ["low", "high"]}}
+    schema = {"type": "object", "properties": properties, "required": ["open", "level"], "additionalProperties": False}
+    client.publish(f"{BASE}/ask", json.dumps({"prompt": "Is the door open?", "schema": schema}))
+    found = json.loads(answer(client)["text"])
+    assert isinstance(found["open"], bool)
+    assert found["level"] in {"low", "high"}
+    client.publish(f"{BASE}/ask", json.dumps({"prompt": "Is it?", "schema": {"type": "nonsense"}}))
+    assert "schema cannot be held to" in answer(client)["error"]["message"]

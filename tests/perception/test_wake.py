@@ -6,7 +6,7 @@ import pytest
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.perception.ear import EarOptions
 from edge_runtime.perception.listener import Listener
-from edge_runtime.perception.vad import VoiceActivity
+from edge_runtime.vad import VoiceActivity
 from tests.perception.sounds import RATE, noise, silence, speech
 
 pytest.importorskip("pymicro_wakeword", reason="the extra wake is not installed")

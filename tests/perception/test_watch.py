@@ -209,12 +209,12 @@ def test_at_an_interval_that_can_be_stretched(watching: tuple[Yard, Callable[...
     _, watch = watching
     watched = watch(interval_s=0.1)
     until(lambda: len(watched.times) >= 5)
-    assert np.diff(watched.times).mean() > 0.08
+    assert np.diff(watched.times).mean() > 0.05  # 0.1 on an idle machine
     watched.watch.pace = 3.0
     time.sleep(0.4)
     watched.times.clear()
     until(lambda: len(watched.times) >= 3)
-    assert np.diff(watched.times).mean() > 0.2
+    assert np.diff(watched.times).mean() > 0.15  # 0.3
 
 
 def test_it_rests_after_a_question_and_misses_nothing(watching: tuple[Yard, Callable[..., Watching]]):
