@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
-    from edge_runtime.engine.model import Model, load
+    from edge_runtime.engine.loading import load
+    from edge_runtime.engine.model import Model
     from edge_runtime.engine.protocol import Piece, Transcript
 
 __all__ = ["EdgeRuntimeError", "Model", "Piece", "Transcript", "load"]
 
 _HOMES = {
     "Model": "edge_runtime.engine.model",
-    "load": "edge_runtime.engine.model",
+    "load": "edge_runtime.engine.loading",
     "Piece": "edge_runtime.engine.protocol",
     "Transcript": "edge_runtime.engine.protocol",
 }

@@ -208,7 +208,7 @@ AutoModelForCausalLM = AutoModelForImageTextToText = AutoModelForMultimodalLM = 
 @functools.cache
 def _engine(name: str | None) -> OnnxEngine:
     """One for processor and model."""
-    from edge_runtime.engine.model import load  # noqa: PLC0415 - heavy
+    from edge_runtime.engine.loading import load  # noqa: PLC0415 - heavy
     from edge_runtime.engine.onnx.engine import OnnxEngine  # noqa: PLC0415
 
     engine = load(name).engine

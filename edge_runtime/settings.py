@@ -1,10 +1,10 @@
 """The typed settings tree: one TOML file, overridden key by key from the environment.
 
-Every limit and every default of the daemon stands here and nowhere else. A key `port` of the section `[mqtt]` is also
-the environment variable `EDGE_RUNTIME_MQTT__PORT`, and `device` of the first `[[microphones]]` is
-`EDGE_RUNTIME_MICROPHONES__0__DEVICE`; a number that the file does not have is one more. An unknown key or a bad value
-is an `EdgeRuntimeError` that names the file and the line, or the variable. The keys and what they mean are the fields
-of the classes below.
+Every limit and every default of the daemon stands here and nowhere else, but for its ears, eyes and voice, which
+`settings_senses` has. A key `port` of the section `[mqtt]` is also the environment variable `EDGE_RUNTIME_MQTT__PORT`,
+and `device` of the first `[[microphones]]` is `EDGE_RUNTIME_MICROPHONES__0__DEVICE`; a number that the file does not
+have is one more. An unknown key or a bad value is an `EdgeRuntimeError` that names the file and the line, or the
+variable. The keys and what they mean are the fields of the classes below.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import settings_file
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.settings_file import one_of, within
+from edge_runtime.settings_senses import CameraSettings, MicrophoneSettings, SpeechSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,16 +32,6 @@ def _host_name() -> str:
     return re.sub(r"[+#/\x00]", "-", socket.gethostname()) or "device"
 
 
-def _range(low: float, high: float) -> dict[str, Any]:
-    """Field metadata: the values that are allowed, both ends included."""
-    return {"low": low, "high": high}
-
-
-def _one_of(*values: str | int) -> dict[str, Any]:
-    """Field metadata: the values that are allowed."""
-    return {"values": values}
-
-
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """Which model answers, and with how much of the machine."""
@@ -49,19 +41,19 @@ class ModelSettings:
     built-in model."""
     folder: Path | None = None
     """Where `auto` looks, beside the caches."""
-    threads: int | None = field(default=None, metadata=_range(1, 1024))
+    threads: int | None = field(default=None, metadata=within(1, 1024))
     """Threads for one operator; left out, the engine's own choice."""
-    context: int | None = field(default=None, metadata=_range(64, 262144))
+    context: int | None = field(default=None, metadata=within(64, 262144))
     """Most tokens of prompt and answer together; left out, 4096 or what the model can do, if that is less."""
     memory_budget: str | None = None
     """What the model may take, such as "2G": one that does not fit is refused before it is loaded. Left out: what the
     machine has."""
-    kv_type: str | None = field(default=None, metadata=_one_of("fp32", "fp16", "int8"))
+    kv_type: str | None = field(default=None, metadata=one_of("fp32", "fp16", "int8"))
     """How keys and values are kept; int8 takes a quarter of the memory. Left out: fp32 for a bundle, fp16 for a
     GGUF file, or int8 where memory is short."""
-    sessions: int = field(default=1, metadata=_range(1, 64))
+    sessions: int = field(default=1, metadata=within(1, 64))
     """Requests that may run at a time, each with a context of its own. The daemon runs one at a time by itself."""
-    providers: str = field(default="cpu", metadata=_one_of("cpu", "cuda"))
+    providers: str = field(default="cpu", metadata=one_of("cpu", "cuda"))
     """What computes: the CPU, or an NVIDIA GPU where ONNX Runtime can."""
     describe_prompt: str | None = None
     """What `describe` asks about a picture; left out, a question that the model has learned."""
@@ -79,7 +71,7 @@ class LlamaSettings:
     """GGUF file of the image and audio towers; left out, one beside the model that fits it."""
     drafter: Path | None = None
     """GGUF file of a model that drafts; left out, one beside the model that fits it."""
-    gpu_layers: int | None = field(default=None, metadata=_range(0, 1000))
+    gpu_layers: int | None = field(default=None, metadata=within(0, 1000))
     """Layers that the graphics processor holds; left out, as many as its free memory takes."""
 
 
@@ -100,7 +92,7 @@ class RouteSettings:
     `request`: only what asks for it with `"large": true`, which always goes there."""
     modalities: tuple[str, ...] = ("image", "audio", "video")
     """Media that are for the larger model."""
-    tokens: int = field(default=1024, metadata=_range(1, 262144))
+    tokens: int = field(default=1024, metadata=within(1, 262144))
     """Length from which a prompt is for the larger model, at four bytes a token."""
 
 
@@ -109,7 +101,7 @@ class MqttSettings:
     """The broker, and the name under which it knows us."""
 
     host: str = "localhost"
-    port: int = field(default=1883, metadata=_range(1, 65535))
+    port: int = field(default=1883, metadata=within(1, 65535))
     device: str = field(default_factory=_host_name, metadata={"topic": "one level"})
     """Second level of every topic; two daemons on one broker need two names."""
     prefix: str = field(default="edge-runtime", metadata={"topic": "levels"})
@@ -123,11 +115,11 @@ class MqttSettings:
     credentials."""
     tls_ca: Path | None = None
     """CA certificates in PEM that sign the broker's; when set, the connection uses TLS."""
-    keepalive_s: int = field(default=15, metadata=_range(2, 3600))
+    keepalive_s: int = field(default=15, metadata=within(2, 3600))
     """A broker that is silent for this long is asked whether it lives, and given up after as long again."""
-    will_delay_s: int = field(default=5, metadata=_range(0, 3600))
+    will_delay_s: int = field(default=5, metadata=within(0, 3600))
     """How long the broker waits before it says `offline` for us: a short break of the line is no news."""
-    receive_maximum: int = field(default=16, metadata=_range(1, 65535))
+    receive_maximum: int = field(default=16, metadata=within(1, 65535))
     """Requests that a v5 broker may send before we have stored the first of them: what keeps memory bounded."""
     discovery: bool = False
     """Whether the box tells Home Assistant what it has, by MQTT discovery. Switched off again, it takes that back."""
@@ -143,9 +135,9 @@ class StorageSettings:
     """Folder for what must outlive a restart: accepted requests and answers that no broker has acknowledged yet, and
     the built-in model's bundle. Left out: `$STATE_DIRECTORY` under systemd, else `~/.local/state/edge-runtime` and for
     the bundle the user's cache folder."""
-    remembered_ids: int = field(default=4096, metadata=_range(64, 1_000_000))
+    remembered_ids: int = field(default=4096, metadata=within(64, 1_000_000))
     """Newest requests whose ids are known again, so that a repeated one is answered once."""
-    remembered_s: int = field(default=3600, metadata=_range(1, 31_536_000))
+    remembered_s: int = field(default=3600, metadata=within(1, 31_536_000))
     """Seconds after which an id may be used anew."""
 
 
@@ -170,13 +162,13 @@ class HttpSettings:
     for a proxy in front. All others are refused, so that no page can reach the box by a name that it makes up."""
     model_names: tuple[str, ...] = ()
     """Further names that the model answers to, for clients that insist on one, such as `whisper-1`."""
-    connections: int = field(default=256, metadata=_range(8, 100_000))
+    connections: int = field(default=256, metadata=within(8, 100_000))
     """Connections at a time. When there are more, the longest idle one makes room."""
-    header_s: int = field(default=10, metadata=_range(1, 600))
+    header_s: int = field(default=10, metadata=within(1, 600))
     """Seconds in which a client must have sent the head of a request, and until an unused connection is closed."""
-    body_s: int = field(default=60, metadata=_range(1, 3600))
+    body_s: int = field(default=60, metadata=within(1, 3600))
     """Seconds in which a client must have sent its request, or taken a piece of an answer."""
-    voices: int = field(default=8, metadata=_range(1, 1000))
+    voices: int = field(default=8, metadata=within(1, 1000))
     """Spoken conversations at a time, each of which has a detector of speech of its own."""
 
 
@@ -190,7 +182,7 @@ class WyomingSettings:
     """Whether the box says by zeroconf that it is there, so that Home Assistant finds it; never on loopback."""
     language: str = "en"
     """Language that is spoken where Home Assistant does not say: its ISO 639-1 code."""
-    connections: int = field(default=16, metadata=_range(1, 10_000))
+    connections: int = field(default=16, metadata=within(1, 10_000))
     """Connections at a time; further ones are closed."""
 
 
@@ -221,7 +213,7 @@ class KioskSettings:
     """Colour of what is written."""
     system: str | None = None
     """How to answer: the system message."""
-    max_tokens: int | None = field(default=None, metadata=_range(1, 1_000_000))
+    max_tokens: int | None = field(default=None, metadata=within(1, 1_000_000))
     """Longest answer; left out, the model's own limit."""
     microphone: bool = True
     """Whether questions can be spoken."""
@@ -233,7 +225,7 @@ class KioskSettings:
     """Whether answers are read aloud, where there is a voice; whoever asks can switch it."""
     screen_keys: bool = False
     """Whether there are keys on the screen to write with, for a box that has no keyboard."""
-    idle_s: int = field(default=90, metadata=_range(20, 3600))
+    idle_s: int = field(default=90, metadata=within(20, 3600))
     """After so many seconds in which nothing happens the page asks whether anybody is there, and 20 seconds later
     forgets all that was said."""
 
@@ -242,144 +234,50 @@ class KioskSettings:
 class LimitsSettings:
     """What one client may ask of the box."""
 
-    queue: int = field(default=16, metadata=_range(1, 10_000))
+    queue: int = field(default=16, metadata=within(1, 10_000))
     """Requests that may wait; the next one is answered `busy`."""
-    per_client: int = field(default=8, metadata=_range(1, 10_000))
+    per_client: int = field(default=8, metadata=within(1, 10_000))
     """Requests of one client that may wait or run. A client is a Response Topic; without one, what stands before the
     last `/` of the `id`; all who have neither are one."""
-    attempts: int = field(default=3, metadata=_range(1, 100))
+    attempts: int = field(default=3, metadata=within(1, 100))
     """A request during which the daemon died this often is answered `internal` and not tried again."""
-    audio_s: float = field(default=600.0, metadata=_range(1, 86_400))
+    audio_s: float = field(default=600.0, metadata=within(1, 86_400))
     """Longest recording, in seconds."""
-    image_pixels: int = field(default=16_000_000, metadata=_range(1024, 50_000_000))
+    image_pixels: int = field(default=16_000_000, metadata=within(1024, 50_000_000))
     """Largest image, in pixels (width times height). Decoding takes up to 14 bytes of memory for each."""
-    images: int = field(default=8, metadata=_range(1, 256))
+    images: int = field(default=8, metadata=within(1, 256))
     """Images of one request."""
-    payload_bytes: int = field(default=16 * 2**20, metadata=_range(1024, 128 * 2**20))
+    payload_bytes: int = field(default=16 * 2**20, metadata=within(1024, 128 * 2**20))
     """Largest MQTT payload."""
-    json_depth: int = field(default=32, metadata=_range(2, 500))
+    json_depth: int = field(default=32, metadata=within(2, 500))
     """Objects and lists inside one another in a request's JSON."""
-    sessions: int = field(default=32, metadata=_range(0, 10_000))
+    sessions: int = field(default=32, metadata=within(0, 10_000))
     """Conversations that are remembered, in memory alone; the one longest unused makes room. 0: none."""
-    session_turns: int = field(default=8, metadata=_range(1, 1000))
+    session_turns: int = field(default=8, metadata=within(1, 1000))
     """Questions and answers of one conversation that are remembered."""
-    session_bytes: int = field(default=16_384, metadata=_range(256, 16 * 2**20))
+    session_bytes: int = field(default=16_384, metadata=within(256, 16 * 2**20))
     """Text of one conversation that is remembered."""
-    session_idle_s: int = field(default=1800, metadata=_range(1, 31_536_000))
+    session_idle_s: int = field(default=1800, metadata=within(1, 31_536_000))
     """A conversation unused for this long is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class MicrophoneSettings:
-    """One `[[microphones]]`: what it hears, when, and what becomes of it."""
-
-    name: str = field(metadata={"topic": "one level"})
-    """What requests and events call it."""
-    device: str | None = None
-    """Name of the sound input or a part of it, or its number; left out, the sound system's default."""
-    mode: str = field(default="push-to-talk", metadata=_one_of("push-to-talk", "voice", "wake-word"))
-    """What makes it listen: a request, speech, or a wake word. A request does so in every mode."""
-    wake_words: tuple[str, ...] = ()
-    """`okay_nabu`, `hey_jarvis`, `hey_mycroft`, `alexa`, or files of microWakeWord (the extra `wake`)."""
-    wake_threshold: float | None = field(default=None, metadata=_range(0.01, 1.0))
-    """Probability from which a wake word was said: lower hears more and errs more. Left out: each model's own."""
-    action: str = field(default="ask", metadata=_one_of("ask", "transcribe"))
-    """What becomes of what is said: it is written down and answered, or written down only."""
-    language: str = "English"
-    """What is spoken, by its English name."""
-    system: str | None = None
-    """How to answer: the system message."""
-    max_tokens: int | None = field(default=None, metadata=_range(1, 1_000_000))
-    """Longest answer; left out, the model's own limit."""
-    speak: bool = True
-    """Whether answers are read aloud, where there is a voice."""
-    barge_in: bool = True
-    """Whether speech during an answer ends it and is heard. Needs echo cancellation; without it a wake word does so."""
-    echo_cancelled: bool | None = None
-    """Whether what it hears is free of our own voice: a conference microphone does that by itself. Left out: as the
-    sound server says. Where it is not, nothing but a wake word is heard while an answer is spoken."""
-    threshold: float = field(default=0.5, metadata=_range(0.05, 0.95))
-    """Probability from which sound is speech: higher where a television talks, lower for a quiet speaker."""
-    pause_s: float = field(default=0.7, metadata=_range(0.2, 5.0))
-    """A pause this long ends what is said: longer for who thinks while talking, shorter for quick commands."""
-    min_speech_s: float = field(default=0.25, metadata=_range(0.05, 5.0))
-    """Less speech than this was a cough or a knock."""
-    max_s: float = field(default=29.0, metadata=_range(1.0, 29.0))
-    """Longest utterance: the model hears half a minute at a time."""
-    patience_s: float = field(default=5.0, metadata=_range(0.5, 60.0))
-    """After a wake word or a request without speech, how long it is waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class CameraSettings:
-    """One `[[cameras]]`: where it is, and what is asked of it without being asked."""
-
-    name: str = field(metadata={"topic": "one level"})
-    """What requests and events call it."""
-    source: str
-    """`/dev/video0`, `rtsp://...`, `http://...` (MJPEG or one picture), a file, `csi:0` for a Jetson's camera, or
-    `gst:` and a GStreamer pipeline."""
-    interval_s: float | None = field(default=None, metadata=_range(0.1, 86_400))
-    """Seconds from one look to the next. Left out: it is not watched, it answers requests."""
-    on_change: bool = True
-    """Whether a look leads to a question only when something has changed since the last one."""
-    rest_s: float = field(default=0.0, metadata=_range(0, 86_400))
-    """Seconds after a question without another one; a change meanwhile counts afterwards."""
-    prompt: str | None = None
-    """What is asked when it is watched; left out, what `describe` asks."""
-    schema: dict[str, Any] | None = None
-    """JSON schema of the answers: then equal answers are equal whatever the words, and `event/frame` carries them."""
-    max_tokens: int | None = field(default=None, metadata=_range(1, 1_000_000))
-    """Longest answer when it is watched; left out, the model's own limit."""
-    change_area: float = field(default=0.006, metadata=_range(0.0005, 1.0))
-    """Part of the picture that makes a change: 0.006 is a person across a yard."""
-    change_levels: float = field(default=10.0, metadata=_range(1, 255))
-    """Difference in brightness, of 255, that counts."""
-    width: int | None = field(default=None, metadata=_range(16, 16_384))
-    """Wanted width, with `height`, where the source gives a choice: V4L2, GStreamer."""
-    height: int | None = field(default=None, metadata=_range(16, 16_384))
-    """Wanted height."""
-    turn: int = field(default=0, metadata=_one_of(0, 90, 180, 270))
-    """Degrees by which pictures are turned clockwise."""
-    max_pixels: int = field(default=1920 * 1080, metadata=_range(1024, 50_000_000))
-    """Pictures are made smaller than this."""
-    open_s: float = field(default=10.0, metadata=_range(0.5, 120))
-    """The source must answer within so many seconds."""
-    read_s: float = field(default=5.0, metadata=_range(0.5, 600))
-    """The source must send a picture at least this often; one that does not is opened again."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechSettings:
-    """The box's own voice."""
-
-    engine: str = field(default="auto", metadata=_one_of("auto", "espeak-ng", "piper", "off"))
-    """Which program speaks; `auto` is piper when `voice` is one of its files, else espeak-ng if it is installed."""
-    voice: str | None = None
-    """A voice of espeak-ng, such as `en-us`, or the path of a piper voice (`.onnx`)."""
-    device: str | None = None
-    """Name of the sound output or a part of it, or its number; left out, the sound system's default."""
-    words_per_minute: int = field(default=165, metadata=_range(80, 450))
-    """How fast espeak-ng speaks."""
 
 
 @dataclass(frozen=True, slots=True)
 class PressureSettings:
     """From when on the box has it too hard: first cameras are looked at less often, then new requests are `busy`."""
 
-    slow_c: float | None = field(default=None, metadata=_range(20, 150))
+    slow_c: float | None = field(default=None, metadata=within(20, 150))
     """Degrees Celsius; left out, 3 below where the kernel throttles the part in question, or 80."""
-    refuse_c: float | None = field(default=None, metadata=_range(20, 150))
+    refuse_c: float | None = field(default=None, metadata=within(20, 150))
     """Degrees Celsius; left out, 6 below where the kernel shuts down, or 95."""
-    memory_slow_percent: float = field(default=10.0, metadata=_range(0.1, 100))
+    memory_slow_percent: float = field(default=10.0, metadata=within(0.1, 100))
     """Part of ten seconds in which something waited for memory (PSI)."""
-    memory_refuse_percent: float = field(default=40.0, metadata=_range(0.1, 100))
+    memory_refuse_percent: float = field(default=40.0, metadata=within(0.1, 100))
     """As above."""
-    cpu_slow_percent: float = field(default=90.0, metadata=_range(1, 101))
+    cpu_slow_percent: float = field(default=90.0, metadata=within(1, 101))
     """Part of ten seconds in which something waited for a processor (PSI); 101: never."""
-    used_slow_percent: float = field(default=93.0, metadata=_range(1, 101))
+    used_slow_percent: float = field(default=93.0, metadata=within(1, 101))
     """Memory in use, of the machine or of the service's limit, whichever is tighter; 101: never."""
-    used_refuse_percent: float = field(default=97.0, metadata=_range(1, 101))
+    used_refuse_percent: float = field(default=97.0, metadata=within(1, 101))
     """As above."""
 
 
@@ -387,9 +285,9 @@ class PressureSettings:
 class LogSettings:
     """What is written to stderr, or the journal: never what was asked or answered."""
 
-    level: str = field(default="info", metadata=_one_of("debug", "info", "warning", "error"))
+    level: str = field(default="info", metadata=one_of("debug", "info", "warning", "error"))
     """The least important kind of line."""
-    format: str = field(default="text", metadata=_one_of("text", "json"))
+    format: str = field(default="text", metadata=one_of("text", "json"))
     """`text` with `key=value`, or one JSON object a line."""
 
 

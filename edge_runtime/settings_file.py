@@ -23,6 +23,16 @@ _TOPIC_LEVEL = re.compile(r"[^+#/\x00]+")
 Table = dict[str, Any]
 
 
+def within(low: float, high: float) -> dict[str, Any]:
+    """Field metadata: the values that are allowed, both ends included."""
+    return {"low": low, "high": high}
+
+
+def one_of(*values: str | int) -> dict[str, Any]:
+    """Field metadata: the values that are allowed."""
+    return {"values": values}
+
+
 def read(
     sections: Mapping[str, type[Any]],
     lists: Mapping[str, type[Any]],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import settings
+from edge_runtime import settings, settings_senses
 from edge_runtime.errors import EdgeRuntimeError
 
 
@@ -169,7 +169,7 @@ def test_the_settings_that_the_page_teaches_are_settings(tmp_path):
     keys = set(re.findall(r"`(\w+)`", "".join(line for line in page.splitlines() if line.startswith("| `"))))
     known = {
         field.name
-        for kind in (settings.MicrophoneSettings, settings.CameraSettings)
+        for kind in (settings_senses.MicrophoneSettings, settings_senses.CameraSettings)
         for field in dataclasses.fields(kind)
     }
     assert known - keys <= {"name", "source"}

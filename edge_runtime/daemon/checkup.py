@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from paho.mqtt.enums import MQTTProtocolVersion
 
-    from edge_runtime.settings import CameraSettings, MicrophoneSettings, Settings
+    from edge_runtime.settings import Settings
+    from edge_runtime.settings_senses import CameraSettings, MicrophoneSettings
 
 State = Literal["ok", "note", "bad"]
 

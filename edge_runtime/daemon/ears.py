@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from edge_runtime.daemon.requests import Live
     from edge_runtime.daemon.talk import News
     from edge_runtime.perception.source import Status
-    from edge_runtime.settings import MicrophoneSettings, Settings, SpeechSettings
+    from edge_runtime.settings import Settings
+    from edge_runtime.settings_senses import MicrophoneSettings, SpeechSettings
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_runtime.daemon.talk import News
     from edge_runtime.perception.frame import Frame
     from edge_runtime.perception.source import Status
-    from edge_runtime.settings import CameraSettings
+    from edge_runtime.settings_senses import CameraSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.daemon.local import LocalHandle, LocalRequests
     from edge_runtime.perception.utterance import Utterance
-    from edge_runtime.settings import MicrophoneSettings
+    from edge_runtime.settings_senses import MicrophoneSettings
 
 log = logging.getLogger(__name__)
 

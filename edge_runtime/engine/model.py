@@ -1,20 +1,16 @@
-"""`load` and `Model`: what Python programs use, and what the command line and the daemon are made of."""
+"""`Model`: what Python programs use, and what the command line and the daemon are made of. `loading.load` gives one."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edge_runtime import media
-from edge_runtime.bundle.manifest import is_bundle
 from edge_runtime.engine import speech
 from edge_runtime.engine.agent import MAX_STEPS, ToolRun, declared
 from edge_runtime.engine.listening import Listening
 from edge_runtime.engine.protocol import Request, Sampling, Transcript
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.machine import parse_size
 
 if TYPE_CHECKING:
     import threading
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_runtime.engine.agent import ToolRequest
-    from edge_runtime.engine.llama.load import Choices
     from edge_runtime.engine.plan import MemoryPlan
     from edge_runtime.engine.protocol import Engine, Info, Overflow, Piece
     from edge_runtime.media import AudioSource
@@ -365,88 +360,3 @@ class Model:
             if tell is not None:
                 tell(text)
         return text.strip()
-
-
-def load(
-    path: str | Path | None = None,
-    *,
-    threads: int | None = None,
-    context: int | None = None,
-    memory_budget: str | int | None = None,
-    kv_type: str | None = None,
-    sessions: int = 1,
-    providers: str = "cpu",
-    gguf: Choices | None = None,
-) -> Model:
-    """Loads a model.
-
-    Args:
-        path: A bundle folder or a GGUF file; "auto" for the best on this box that its free memory takes; None for the
-            built-in model.
-        threads: To compute with; None: the cores there are, four at most.
-        context: Tokens that prompt and answer may have together; None: 4096, or the model's own limit if that is less.
-        memory_budget: What it may take, as "2G" or in bytes: a model that does not fit is refused before it is loaded.
-            None: what the machine has.
-        kv_type: How keys and values are kept: "fp32", "fp16" or "int8". None: fp32 for a bundle; for a GGUF file fp16,
-            or int8 where memory is short.
-        sessions: Requests that may run at a time, each with keys and values of its own; of a bundle only.
-        providers: "cpu", or "cuda" to compute a bundle on an NVIDIA GPU where ONNX Runtime can.
-        gguf: What to run a GGUF file with, where that is not to be found out.
-
-    Raises:
-        EdgeRuntimeError: One line on what is wrong with `path`, or what would fit into the memory.
-    """
-    budget = _budget(memory_budget)
-    if path is not None and str(path) == "auto":
-        from edge_runtime import auto  # noqa: PLC0415
-
-        path = auto.choose()
-    if path is not None and Path(path).suffix.lower() == ".gguf":
-        from edge_runtime.engine.llama.load import Choices, open_gguf  # noqa: PLC0415
-
-        given = gguf or Choices()
-        chosen = replace(
-            given, kv_type=kv_type or given.kv_type, memory_budget=given.memory_budget if budget is None else budget
-        )
-        return Model(open_gguf(Path(path), context=context, threads=threads, choices=chosen))
-    from edge_runtime import builtin  # noqa: PLC0415
-    from edge_runtime.engine.onnx.engine import OnnxEngine  # noqa: PLC0415
-
-    return Model(
-        OnnxEngine(
-            builtin.bundle_path() if path is None else _check_folder(Path(path)),
-            context=context,
-            threads=threads,
-            name=builtin.NAME if path is None else None,
-            kv_type=kv_type,
-            memory_budget=budget,
-            sessions=sessions,
-            providers=providers,
-            cache=builtin.cache_path(),
-        )
-    )
-
-
-def _budget(given: str | int | None) -> int | None:
-    """Bytes; a text is a size such as "2G"."""
-    try:
-        budget = parse_size(given) if isinstance(given, str) else given
-    except ValueError:
-        raise EdgeRuntimeError(f"the memory budget is {given!r}; it must be a size such as 4G or 1500M") from None
-    if budget is not None and budget <= 0:
-        raise EdgeRuntimeError(f"the memory budget is {given!r}; it must be above 0")
-    return budget
-
-
-def _check_folder(path: Path) -> Path:
-    if not path.exists():
-        raise EdgeRuntimeError(f"{path}: no such folder")
-    if not path.is_dir():
-        raise EdgeRuntimeError(f"{path} is a file; a model is a bundle folder")
-    if not is_bundle(path):
-        if (path / "config.json").is_file():
-            raise EdgeRuntimeError(
-                f"{path} is a checkpoint: make a bundle of it with edge-runtime export {path} BUNDLE"
-            )
-        raise EdgeRuntimeError(f"{path} is no bundle: it has no bundle.json")
-    return path

@@ -94,11 +94,11 @@ class BundleSource:
     def logits(self, exchange: Exchange) -> NDArray[np.float32]:
         """See Source."""
         prompt, soft, answer = self._reader.read(exchange)
-        return self._engine.forced(prompt, soft, answer)
+        return self._engine.forcing.logits(prompt, soft, answer)
 
     def watch(self, values: Sequence[str], told: Callable[[dict[str, NDArray[np.float32]]], None]) -> None:
-        """Has `logits` tell these outputs of the decoder's graph too; see `OnnxEngine.watch`."""
-        self._engine.watch(values, told)
+        """Has `logits` tell these outputs of the decoder's graph too; see `Forcing.watch`."""
+        self._engine.forcing.watch(values, told)
 
     def read(self, exchange: Exchange) -> Reading:
         """See Reader.
@@ -110,8 +110,8 @@ class BundleSource:
 
         request = Request(messages=exchange.messages, tools=exchange.tools, max_tokens=1)
         try:
-            prepared, answer = self._engine.prepare(request), self._engine.answer_ids(request, exchange.answer)
-            return prepared.prompt, self._engine.soft_tokens(prepared), answer
+            prepared, answer = self._engine.prepare(request), self._engine.forcing.answer_ids(request, exchange.answer)
+            return prepared.prompt, self._engine.forcing.soft_tokens(prepared), answer
         except EdgeRuntimeError as error:
             raise EdgeRuntimeError(f"{exchange.where}: {error}", error.code) from None
 

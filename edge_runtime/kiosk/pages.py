@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from edge_runtime.settings import KioskSettings, SpeechSettings
+    from edge_runtime.settings import KioskSettings
+    from edge_runtime.settings_senses import SpeechSettings
 
 STATIC = Path(__file__).with_name("static")
 TYPES = {

@@ -13,7 +13,7 @@ from edge_runtime.perception.source import SourceLost
 from edge_runtime.perception.voice import find_voice
 
 if TYPE_CHECKING:
-    from edge_runtime.settings import SpeechSettings
+    from edge_runtime.settings_senses import SpeechSettings
 
 # Programs that speak at a time: more would only make all of them slow.
 MOST = 2

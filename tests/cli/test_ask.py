@@ -20,7 +20,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `edge_runtime.load` gives; `engine.loaded` holds what it was called with."""
     fake: Any = FakeEngine("Yes, it is.")
 
-    def load(path: str | None, **options: Any) -> Model:
+    def load(path: str | None, *, progress: Any, **options: Any) -> Model:
         fake.loaded = {"path": path, **options}
         return Model(fake)
 

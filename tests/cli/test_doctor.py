@@ -12,15 +12,8 @@ from edge_runtime.cli.main import main
 from edge_runtime.daemon import checkup
 from edge_runtime.daemon.checkup import examine, memory_limit, memory_needed
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.settings import (
-    CameraSettings,
-    HttpSettings,
-    MicrophoneSettings,
-    ModelSettings,
-    MqttSettings,
-    Settings,
-    StorageSettings,
-)
+from edge_runtime.settings import HttpSettings, ModelSettings, MqttSettings, Settings, StorageSettings
+from edge_runtime.settings_senses import CameraSettings, MicrophoneSettings
 from tests.e2e.crowd import mosquitto_with
 
 

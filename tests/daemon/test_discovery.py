@@ -8,7 +8,8 @@ import pytest
 
 from edge_runtime.daemon.discovery import announce, device
 from edge_runtime.daemon.requests import Parser
-from edge_runtime.settings import CameraSettings, MicrophoneSettings, MqttSettings, Settings
+from edge_runtime.settings import MqttSettings, Settings
+from edge_runtime.settings_senses import CameraSettings, MicrophoneSettings
 
 MICROPHONES = (MicrophoneSettings("kitchen"),)
 CAMERAS = (CameraSettings("door", "x"), CameraSettings("küche", "x", interval_s=5))

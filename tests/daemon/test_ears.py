@@ -15,7 +15,8 @@ from edge_runtime.daemon.senses import Senses, collected
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.perception.echo import Gate
 from edge_runtime.perception.utterance import Utterance
-from edge_runtime.settings import MicrophoneSettings, Settings, SpeechSettings
+from edge_runtime.settings import Settings
+from edge_runtime.settings_senses import MicrophoneSettings, SpeechSettings
 from tests.daemon.senses import house
 
 NOBODY: Any = None

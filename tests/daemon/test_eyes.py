@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 from edge_runtime.daemon.eyes import Eyes
 from edge_runtime.engine.protocol import Piece
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.settings import CameraSettings, Settings
+from edge_runtime.settings import Settings
+from edge_runtime.settings_senses import CameraSettings
 from tests.daemon.senses import house
 
 

@@ -1,14 +1,8 @@
 from __future__ import annotations
 
 from edge_runtime.daemon.reload import merge
-from edge_runtime.settings import (
-    CameraSettings,
-    LimitsSettings,
-    LogSettings,
-    ModelSettings,
-    MqttSettings,
-    Settings,
-)
+from edge_runtime.settings import LimitsSettings, LogSettings, ModelSettings, MqttSettings, Settings
+from edge_runtime.settings_senses import CameraSettings
 
 NOW = Settings(mqtt=MqttSettings(device="box"))
 

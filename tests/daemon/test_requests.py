@@ -9,7 +9,8 @@ import pytest
 from edge_runtime import builtin
 from edge_runtime.daemon.requests import DESCRIBE, PICTURE_RULE, Live, Parser, Request
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.settings import CameraSettings, LimitsSettings, MicrophoneSettings, ModelSettings, Settings
+from edge_runtime.settings import LimitsSettings, ModelSettings, Settings
+from edge_runtime.settings_senses import CameraSettings, MicrophoneSettings
 
 SETTINGS = Settings(limits=LimitsSettings(payload_bytes=4096, images=2, image_pixels=1024))
 TOOLS = [{"type": "function", "function": {"name": "f"}}]

@@ -7,7 +7,8 @@ import pytest
 
 from edge_runtime.daemon.talk import Talk, Turn
 from edge_runtime.perception.utterance import Utterance
-from edge_runtime.settings import LimitsSettings, MicrophoneSettings, Settings
+from edge_runtime.settings import LimitsSettings, Settings
+from edge_runtime.settings_senses import MicrophoneSettings
 from tests.daemon.senses import house
 
 SOUND = np.full(16_000, 0.1, np.float32)

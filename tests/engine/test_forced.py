@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edge_runtime.engine.onnx import engine as engine_module
+from edge_runtime.engine.onnx import forcing
 from edge_runtime.engine.protocol import Request
 from edge_runtime.errors import EdgeRuntimeError
 from tests.engine import runs
@@ -44,14 +44,14 @@ def test_answers_are_written_as_the_model_writes_them(kind: str, engine: OnnxEng
     cases = [case for case in PLAIN if case["kind"] == kind]
     assert cases
     for case in cases:
-        assert list(engine.answer_ids(_request(case), _answer(case))) == case["greedy"], case["text"]
+        assert list(engine.forcing.answer_ids(_request(case), _answer(case))) == case["greedy"], case["text"]
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "multi_turn"])
 def test_the_likeliest_tokens_are_the_greedy_answer(kind: str, engine: OnnxEngine) -> None:
     for case in [case for case in PLAIN if case["kind"] == kind][:3]:
         prepared = engine.prepare(_request(case))
-        logits = engine.forced(prepared.prompt, engine.soft_tokens(prepared), case["greedy"])
+        logits = engine.forcing.logits(prepared.prompt, engine.forcing.soft_tokens(prepared), case["greedy"])
         assert logits.shape == (len(case["greedy"]), 2048)
         assert logits.argmax(-1).tolist() == case["greedy"]
 
@@ -65,13 +65,13 @@ def test_one_by_one_gives_the_same_logits_as_all_at_once(engine: OnnxEngine, mon
         ids = np.array([token], np.int64)
         alone.append(engine._decoder.step(ids, engine._decoder.embed(ids))[0].copy())
     for chunk in (64, 7, 1000):  # parts of the prompt, the answer cut in two, all at once
-        monkeypatch.setattr(engine_module, "FORCED_CHUNK", chunk)
-        assert np.abs(engine.forced(prepared.prompt, [], answer) - np.stack(alone)).max() < 1e-4
+        monkeypatch.setattr(forcing, "CHUNK", chunk)
+        assert np.abs(engine.forcing.logits(prepared.prompt, [], answer) - np.stack(alone)).max() < 1e-4
 
 
 def test_an_empty_answer_and_one_that_does_not_fit(engine: OnnxEngine) -> None:
     request = Request(messages=[{"role": "user", "content": "Hello"}], max_tokens=1)
     with pytest.raises(EdgeRuntimeError, match="the answer is empty"):
-        engine.answer_ids(request, {"role": "assistant", "content": ""})
+        engine.forcing.answer_ids(request, {"role": "assistant", "content": ""})
     with pytest.raises(EdgeRuntimeError, match="the context is 4096"):
-        engine.forced(engine.prepare(request).prompt, [], [5] * 5000)
+        engine.forcing.logits(engine.prepare(request).prompt, [], [5] * 5000)

@@ -247,7 +247,7 @@ def test_other_kinds_of_keys_change_little(fp32_bundle: Path, engine: OnnxEngine
     for case in [case for case in recorded if case["kind"] == "text" and not case["think"]][:6]:
         prepared = engine.prepare(Request(case["messages"], tools=case["tools"]))
         answer = runs.greedy(engine, prepared)
-        first, second = (one.forced(prepared.prompt, [], answer) for one in (engine, other))
+        first, second = (one.forcing.logits(prepared.prompt, [], answer) for one in (engine, other))
         losses.append(diverge(first, second).mean)
     other.close()
     print(f"\n{kv_type}: {np.mean(losses):.1e}")

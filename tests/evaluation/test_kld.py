@@ -110,7 +110,7 @@ def test_forced_logits_are_those_of_the_plain_formula(folder, typed):
     with BundleSource(folder / "fp32") as exact:
         found = exact.logits(typed)
         prompt = exact._engine.prepare(request).prompt.ids
-        ids = np.array([*prompt, *exact._engine.answer_ids(request, typed.answer)])
+        ids = np.array([*prompt, *exact._engine.forcing.answer_ids(request, typed.answer)])
     tensors = tiny.decoder_tensors(exact.manifest.geometry)
     config = json.loads((folder / "tiny" / "config.json").read_text())
     assert np.abs(found - reference.forward(tensors, config, ids)[len(prompt) - 1 : -1]).max() < 1e-3

@@ -18,25 +18,26 @@ from edge_runtime.engine.constrain import Forms
 from edge_runtime.engine.onnx.decoder import Decoder
 from edge_runtime.engine.onnx.drafter import STATE, Drafter
 from edge_runtime.engine.onnx.encoders import Encoders
+from edge_runtime.engine.onnx.forcing import Forcing
 from edge_runtime.engine.onnx.kv_cache import kv_type_of
 from edge_runtime.engine.onnx.listening import Listening
 from edge_runtime.engine.onnx.memory import image_limit, plan_and_check
 from edge_runtime.engine.onnx.packed import PackedGraphs
 from edge_runtime.engine.onnx.prefix import Lru
-from edge_runtime.engine.onnx.prompts import Prompts
+from edge_runtime.engine.onnx.prompts import Prompts, embeddings, table_ids
 from edge_runtime.engine.onnx.seats import Seats, Turns
 from edge_runtime.engine.onnx.session import CPU, available, default_threads, give_back
 from edge_runtime.engine.onnx.shelf import Shelf
 from edge_runtime.engine.protocol import Info, Piece, Timing, Usage
 from edge_runtime.engine.speculative import Guesses, Times, decode
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.gemma.chat import ChatTemplate, Prompt, check_chat
+from edge_runtime.gemma.chat import ChatTemplate
 from edge_runtime.gemma.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import contextlib
     import threading
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from edge_runtime.engine.onnx.prompts import Ready
     from edge_runtime.engine.onnx.seats import Seat
     from edge_runtime.engine.protocol import Request
+    from edge_runtime.gemma.chat import Prompt
 
 CONTEXT = 4096
 
@@ -53,9 +55,6 @@ MAX_SESSIONS = 64
 
 SHARED_CHUNK = 64
 """Tokens a step while other requests run, so that none of them waits long for its next token."""
-
-FORCED_CHUNK = 64
-"""Tokens a step where logits are wanted at each: 64 times 262,144 of them are 67 MB."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ class OnnxEngine:
 
     Attributes:
         memory: What it takes, worked out before it was loaded.
+        forcing: What it holds likely, for those who measure.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class OnnxEngine:
         self._seats, self._turns = Seats(decoders, kept, self._shelf), Turns()
         self._ends = self._end_tokens()
         self._forms = Forms(self.tokenizer, self._ends, self._geometry.text.vocab_size)
-        self._told: Callable[[dict[str, NDArray[np.float32]]], None] | None = None
+        self.forcing = Forcing(self._decoder, self._encoders, self._prompts, self._geometry, self._ends)
         self._closed = False
         self._load_s = time.perf_counter() - started
 
@@ -305,7 +305,7 @@ class OnnxEngine:
         self, ready: Ready, seat: Seat, count: int, cancel: threading.Event | None
     ) -> Generator[None, None, NDArray[np.float32]]:
         """Reads a prompt's tokens from the seat's start up to `count`; returns the logits after the last of them."""
-        ids, features, decoder = self._ids(ready.prompt), {}, seat.decoder
+        ids, features, decoder = table_ids(ready.prompt, self._geometry.pad), {}, seat.decoder
         for number, (span, item) in enumerate(zip(ready.prompt.spans, ready.media, strict=True)):
             if seat.start < span.start + span.count and span.start < count:
                 self._check(cancel)
@@ -320,8 +320,8 @@ class OnnxEngine:
             end = decoder.cut(start, count, decoder.chunk if self._seats.busy < 2 else SHARED_CHUNK)
             end = next((stop for stop in seat.stops if start < stop < end), end)
             with self._turns.turn():
-                embeddings = self._embeddings(ready.prompt, features, ids, start, end)
-                logits = seat.step(ids[start:end], ready.keys[start:end], embeddings)
+                spliced = embeddings(self._decoder, ready.prompt, features, ids, start, end)
+                logits = seat.step(ids[start:end], ready.keys[start:end], spliced)
                 if end in seat.stops:
                     self._seats.save(seat, for_good=end == ready.system_end)
             start = end
@@ -329,102 +329,6 @@ class OnnxEngine:
         if logits is None:
             raise EdgeRuntimeError("the prompt is empty")
         return logits
-
-    def answer_ids(self, request: Request, answer: Mapping[str, Any]) -> tuple[int, ...]:
-        """How the checkpoint's template writes an answer: token ids after the prompt, with the one that ends the turn.
-
-        Args:
-            request: What was asked.
-            answer: An assistant message with content or tool calls.
-
-        Raises:
-            EdgeRuntimeError: The messages are not right, or the answer is empty.
-        """
-        asked = self._prompts.chat_ids(check_chat(request.messages, request.tools), think=request.think)
-        whole = self._prompts.chat_ids(check_chat([*request.messages, answer], request.tools), think=request.think)
-        same = next((i for i, pair in enumerate(zip(asked, whole, strict=False)) if pair[0] != pair[1]), len(asked))
-        rest = whole[same:]
-        end = next((i for i, token in enumerate(rest) if token in self._ends), len(rest))
-        if not end:
-            raise EdgeRuntimeError("the answer is empty")
-        if end < len(rest):
-            return tuple(rest[: end + 1])
-        # After tool calls the template leaves the turn open; the model ends it by handing over.
-        hand_over = self.tokenizer.control.response_open
-        return tuple(rest) if hand_over is None else (*rest, hand_over)
-
-    def soft_tokens(self, prepared: Prepared) -> list[NDArray[np.float32]]:
-        """What the towers make of each image and sound of a request: float32 `[span's count, hidden]`."""
-        return [self._encoders.encode(item) for item in prepared.ready.media]
-
-    def watch(self, values: Sequence[str], told: Callable[[dict[str, NDArray[np.float32]]], None]) -> None:
-        """Has `forced` tell these outputs of the decoder's graph, `[n, width]`, at every step; see `Decoder.watch`."""
-        self._decoder.watch(values)
-        self._told = told
-
-    def forced(self, prompt: Prompt, soft: Sequence[NDArray[np.float32]], answer: Sequence[int]) -> NDArray[np.float32]:
-        """Teacher forcing: what the model holds likely at each token of `answer`, had it written the ones before.
-
-        Args:
-            prompt: The question.
-            soft: Soft tokens for each of its spans, float32 `[span's count, hidden]`.
-            answer: Token ids that follow it, at least one.
-
-        Returns:
-            float32 `[len(answer), vocab]`, logits.
-
-        Raises:
-            EdgeRuntimeError: Prompt and answer are longer than the context.
-        """
-        decoder = self._decoder
-        count = len(prompt.ids) + len(answer) - 1
-        if count > decoder.context:
-            raise EdgeRuntimeError(
-                f"prompt and answer are {count} tokens, the context is {decoder.context}", "too_large"
-            )
-        logits = np.empty((len(answer), self._geometry.text.vocab_size), np.float32)
-        decoder.begin(prompt.images)
-        done = -(len(prompt.ids) - 1)  # the last token of the prompt is the first whose logits count
-        whole = Prompt((*prompt.ids, *answer[:-1]), prompt.spans)
-        ids, features = self._ids(whole), dict(enumerate(soft))
-        for start, end in decoder.cuts(count, min(decoder.chunk, FORCED_CHUNK)):
-            size = end - start
-            counted = max(0, min(size, done + size))
-            # All of them, where values are watched: layers that share their keys see few tokens else.
-            step = decoder.step(
-                ids[start:end],
-                self._embeddings(whole, features, ids, start, end),
-                keep=size if self._told else max(1, counted),
-            )
-            if self._told:
-                self._told(decoder.watched)
-            done += size
-            if counted:
-                logits[done - counted : done] = step[-counted:]
-        return logits
-
-    def _ids(self, prompt: Prompt) -> NDArray[np.int64]:
-        """A prompt's tokens as tables know them: pad for soft ones."""
-        ids = np.array(prompt.ids, np.int64)
-        for span in prompt.spans:
-            ids[span.start : span.start + span.count] = self._geometry.pad
-        return ids
-
-    def _embeddings(
-        self,
-        prompt: Prompt,
-        features: Mapping[int, NDArray[np.float32]],
-        ids: NDArray[np.int64],
-        start: int,
-        end: int,
-    ) -> NDArray[np.float32]:
-        """Embeddings of tokens start..end, the `features` of the prompt's spans, by their number, in them."""
-        embeddings = self._decoder.embed(ids[start:end])
-        for number, span in enumerate(prompt.spans):
-            first, last = max(span.start, start), min(span.start + span.count, end)
-            if first < last:
-                embeddings[first - start : last - start] = features[number][first - span.start : last - span.start]
-        return embeddings
 
     def close(self) -> None:
         """Closes files and sessions; a second call does nothing."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edge_runtime.engine.onnx.prefix import token_keys
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.chat import Prompt, check_chat, expand, with_frames
@@ -13,9 +15,9 @@ from edge_runtime.video import MAX_SECONDS, load_video
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from edge_runtime.engine.onnx.decoder import Decoder
     from edge_runtime.engine.onnx.encoders import Clip, Encoders, Heard, Picture
     from edge_runtime.engine.protocol import Request
     from edge_runtime.gemma.chat import Chat, ChatTemplate
@@ -51,7 +53,7 @@ class Prompts:
     def __init__(
         self, tokenizer: Tokenizer, template: ChatTemplate, encoders: Encoders, *, bos: int, context: int
     ) -> None:
-        self._tokenizer, self._template, self._encoders = tokenizer, template, encoders
+        self.tokenizer, self._template, self._encoders = tokenizer, template, encoders
         self._bos, self._context = bos, context
 
     def ready(self, request: Request, heard: Heard | None = None) -> Ready:
@@ -65,7 +67,7 @@ class Prompts:
             EdgeRuntimeError: One clear line on what is wrong with it.
         """
         if request.raw is not None:
-            ids = self._tokenizer.encode(request.raw)
+            ids = self.tokenizer.encode(request.raw)
             prompt = Prompt(tuple(ids if ids[:1] == [self._bos] else [self._bos, *ids]))
             return self._fitting(Ready(prompt, (), token_keys(prompt, ())))
         videos: dict[int, list[tuple[str, Any]]] = {}
@@ -99,7 +101,7 @@ class Prompts:
 
     def chat_ids(self, chat: Chat, *, think: bool) -> list[int]:
         """Token ids of a conversation, a placeholder for each image and sound."""
-        return self._tokenizer.encode_marked(self._template.render(chat, think=think))
+        return self.tokenizer.encode_marked(self._template.render(chat, think=think))
 
     def _checked(
         self, request: Request, messages: Sequence[Mapping[str, Any]], videos: dict[int, list[tuple[str, Any]]]
@@ -112,18 +114,18 @@ class Prompts:
                 most = self._context * 3 // 4 // (self._encoders.frame_tokens(request.video_tokens) + 10)
                 frames = load_video(item.source, max(1, min(MAX_SECONDS, most)))
                 videos[id(item.source)] = [(frame.time, frame.image) for frame in frames]
-        return with_frames(chat, videos, video_token=self._tokenizer.control.video is not None)
+        return with_frames(chat, videos, video_token=self.tokenizer.control.video is not None)
 
     def _make(self, chat: Chat, media: Sequence[Clip | Picture | Heard], *, think: bool, dropped: int = 0) -> Ready:
         counts = [(item.kind, ready.soft_tokens) for item, ready in zip(chat.media, media, strict=True)]
-        prompt = expand(self.chat_ids(chat, think=think), self._tokenizer, counts)
+        prompt = expand(self.chat_ids(chat, think=think), self.tokenizer, counts)
         keys = token_keys(prompt, [item.digest for item in media])
         has_system = chat.messages[0]["role"] in {"system", "developer"} or bool(chat.tools) or think
         return Ready(prompt, tuple(media), keys, self._system_end(prompt) if has_system else 0, dropped)
 
     def _system_end(self, prompt: Prompt) -> int:
         """Where the second turn begins; 0 if there is none."""
-        opening = self._tokenizer.turn_open
+        opening = self.tokenizer.turn_open
         places = [at for at, token in enumerate(prompt.ids) if token == opening]
         return places[1] if len(places) > 1 else 0
 
@@ -147,3 +149,28 @@ def without_oldest_turn(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[s
     if len(users) < 2:
         return None
     return [*messages[: users[0]], *messages[users[1] :]]
+
+
+def table_ids(prompt: Prompt, pad: int) -> NDArray[np.int64]:
+    """A prompt's tokens as tables know them: `pad` for soft ones."""
+    ids = np.array(prompt.ids, np.int64)
+    for span in prompt.spans:
+        ids[span.start : span.start + span.count] = pad
+    return ids
+
+
+def embeddings(
+    decoder: Decoder,
+    prompt: Prompt,
+    features: Mapping[int, NDArray[np.float32]],
+    ids: NDArray[np.int64],
+    start: int,
+    end: int,
+) -> NDArray[np.float32]:
+    """Embeddings of tokens start..end, the `features` of the prompt's spans, by their number, in them."""
+    spliced = decoder.embed(ids[start:end])
+    for number, span in enumerate(prompt.spans):
+        first, last = max(span.start, start), min(span.start + span.count, end)
+        if first < last:
+            spliced[first - start : last - start] = features[number][first - span.start : last - span.start]
+    return spliced
