@@ -101,20 +101,23 @@ def sound_server(tmp_path: Path) -> Iterator[SoundServer]:
 def test_a_microphone_is_written_down_until_ctrl_c(sound_server, as_json):
     words = [sys.executable, "-m", "edge_runtime", "transcribe", "--mic", *(["--json"] if as_json else [])]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert "Ctrl-C ends" in process.stderr.readline()
-        sentence = np.concatenate([silence(0.3), speech("Turn on the kitchen light."), silence(1.5)])
-        lines = process.stdout
-        assert lines is not None
-        for _ in range(5):  # a sound server on a busy machine may drop some
-            sound_server.play(sentence).wait(30)
-            if as_json:
-                time.sleep(4)  # nothing says that the sentence was written down
-                break
-            if select.select([lines], [], [], 10)[0]:
-                assert "light" in lines.readline().lower()
-                break
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        try:
+            assert "Ctrl-C ends" in process.stderr.readline()
+            sentence = np.concatenate([silence(0.3), speech("Turn on the kitchen light."), silence(1.5)])
+            lines = process.stdout
+            assert lines is not None
+            for _ in range(5):  # a sound server on a busy machine may drop some
+                sound_server.play(sentence).wait(30)
+                if as_json:
+                    time.sleep(4)  # nothing says that the sentence was written down
+                    break
+                if select.select([lines], [], [], 10)[0]:
+                    assert "light" in lines.readline().lower()
+                    break
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 0
     if as_json:
         answer = json.loads(out)
