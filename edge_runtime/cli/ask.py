@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
         if not Path(file).is_file():
             raise EdgeRuntimeError(f"{file}: no such file")
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    import edge_runtime
+    from edge_runtime.cli._loading import load_model
 
-    with edge_runtime.load(args.model, threads=args.threads, context=args.context, memory_budget=args.memory) as model:
+    with load_model(args.model, threads=args.threads, context=args.context, memory_budget=args.memory) as model:
         options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in _SAMPLING}
         options |= {name: getattr(args, name) for name in ("max_tokens", "stop", "regex", "choice")}
         options["schema"] = schema

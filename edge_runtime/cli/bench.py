@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("prompt_tokens", 2), ("new_tokens", 2), ("runs", 1)):
         if getattr(args, name) < least:
             raise EdgeRuntimeError(f"--{name.replace('_', '-')} must be {least} or more")
-    import edge_runtime
+    from edge_runtime.cli._loading import load_model
 
     started = time.perf_counter()
     options = {"context": args.context, "threads": args.threads, "memory_budget": args.memory, "kv_type": args.kv_type}
-    with edge_runtime.load(args.model, **options) as model:
+    with load_model(args.model, **options) as model:
         load_s = time.perf_counter() - started
         text = _prompt(model, args.prompt_tokens)
         list(model.complete(text, max_tokens=2, temperature=0))

@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Loads the model, talks until the input ends."""
-    import edge_runtime
+    from edge_runtime.cli._loading import load_model
 
-    with edge_runtime.load(args.model, threads=args.threads, context=args.context, memory_budget=args.memory) as model:
+    with load_model(args.model, threads=args.threads, context=args.context, memory_budget=args.memory) as model:
         options = {
             "think": args.think,
             "max_tokens": args.max_tokens,

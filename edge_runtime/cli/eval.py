@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.evaluation.runner import evaluate
 
     cases = read_cases(args.folder, args.kind, args.limit)  # first: a wrong folder is said before a model is loaded
-    import edge_runtime
+    from edge_runtime.cli._loading import load_model
 
-    model = edge_runtime.load(args.model, threads=args.threads)
+    model = load_model(args.model, threads=args.threads)
     try:
         report = evaluate(model, args.kind, cases, _progress if sys.stderr.isatty() else None)
         name = model.info["name"]

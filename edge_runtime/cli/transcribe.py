@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
         return _listen(args)
     if args.file is None:
         raise EdgeRuntimeError("give a FILE to transcribe, or --mic")
-    import edge_runtime
+    from edge_runtime.cli._loading import load_model
     from edge_runtime.media import load_audio
 
     samples = load_audio(args.file)
-    with edge_runtime.load(args.model, threads=args.threads, memory_budget=args.memory) as model:
+    with load_model(args.model, threads=args.threads, memory_budget=args.memory) as model:
         transcript = model.transcribe(samples, args.language, translate_to=args.translate_to)
     _print(transcript.text, transcript.segments, json_wanted=args.json)
     return 0
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _listen(args: argparse.Namespace) -> int:
     """Writes down each utterance as it ends; with --json all of them when Ctrl-C has ended it."""
-    import edge_runtime
+    from edge_runtime.cli._loading import load_model
     from edge_runtime.perception.ear import Ear, EarOptions
 
     heard: queue.SimpleQueue[Utterance | EdgeRuntimeError] = queue.SimpleQueue()
     segments: list[dict[str, Any]] = []
-    with edge_runtime.load(args.model, threads=args.threads, memory_budget=args.memory) as model:
+    with load_model(args.model, threads=args.threads, memory_budget=args.memory) as model:
 
         def changed(status: Status) -> None:
             if status.state == "open":

@@ -21,6 +21,7 @@ RULES = ("always", "modality", "length", "request")
 AWAY = {"internal", "busy"}
 """Codes of errors that say something of the larger engine, and nothing of the request."""
 RETRY_S = 10.0
+CLOSE_S = 10.0
 _BYTES_A_TOKEN = 4
 
 
@@ -75,8 +76,9 @@ class Route:
         self._why = "it is not ready yet"
         self._closing = threading.Event()
         self._tried = threading.Event()
-        self._opening = threading.Lock()
-        threading.Thread(target=self._keep_open, name="larger model", daemon=True).start()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._keep_open, name="larger model", daemon=True)
+        self._thread.start()
 
     @property
     def info(self) -> Info:
@@ -118,9 +120,10 @@ class Route:
         return self._watched(request, pieces, larger.info["name"])
 
     def close(self) -> None:
-        """Closes both."""
+        """Closes both. A larger model that still loads may take minutes: it is closed when it has loaded."""
         self._closing.set()
-        with self._opening:
+        self._thread.join(CLOSE_S)
+        with self._lock:
             if self._larger is not None:
                 self._larger.close()
         self._small.close()
@@ -151,13 +154,15 @@ class Route:
     def _keep_open(self) -> None:
         while not self._closing.is_set():
             try:
-                with self._opening:
-                    if not self._closing.is_set():
-                        self._larger = self._open()
+                larger = self._open()
             except EdgeRuntimeError as error:
                 self._why = str(error)
                 log.log(logging.DEBUG if self._tried.is_set() else logging.WARNING, "the larger model: %s", error)
             else:
+                with self._lock:
+                    self._larger = larger
+                if self._closing.is_set():
+                    larger.close()
                 return self._tried.set()
             self._tried.set()
             self._closing.wait(RETRY_S)

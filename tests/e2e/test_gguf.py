@@ -15,6 +15,7 @@ from tests.e2e.conftest import BASE, wait_online
 pytestmark = pytest.mark.gguf
 
 QUESTION, ANSWER = "What time does the museum open?", "The museum opens at 9 am."
+TO_CONTINUE, CONTINUED = "The capital of France is Paris. The capital of Japan is", "Tokyo"
 LARGER = "edge-runtime/larger"
 
 
@@ -43,6 +44,14 @@ def _ask(client, prompt=QUESTION, **more):
     return json.loads(client.wait(f"{BASE}/answer", lambda message: name.encode() in message.payload, 60).payload)
 
 
+def _ask_larger(client, prompt=QUESTION, **more):
+    """What the larger model answers, once it has been reached, which is done in the background."""
+    deadline = time.monotonic() + 60
+    while "away" in (answer := _ask(client, prompt, large=True, **more))["note"]:
+        assert time.monotonic() < deadline
+    return answer
+
+
 def _servers_of(pid: int) -> list[int]:
     """Children that serve a model."""
     children = Path(f"/proc/{pid}/task").glob("*/children")
@@ -54,8 +63,7 @@ def test_a_real_model_continues_text_over_mqtt(mosquitto, mqtt_client, serve, ge
     daemon = serve(mosquitto.port, EDGE_RUNTIME_MODEL__PATH=str(gemma3))
     wait_online(mqtt_client)
     assert json.loads(mqtt_client.wait(f"{BASE}/info").payload)["modalities"] == ["text"]
-    text = _ask(mqtt_client, "The capital of France is Paris. The capital of Japan is", max_tokens=4)["text"]
-    assert text.strip().startswith("Tokyo")
+    assert _ask(mqtt_client, TO_CONTINUE, max_tokens=4)["text"].strip().startswith(CONTINUED)
     daemon.stop()
     assert "Traceback" not in daemon.log
 
@@ -92,11 +100,50 @@ def test_a_larger_model_on_another_box_answers_and_the_small_one_when_it_is_away
     serve(mosquitto.port, EDGE_RUNTIME_STORAGE__STATE_DIR=str(tmp_path / "small"), **place)
     wait_online(mqtt_client)
     assert "note" not in _ask(mqtt_client)
-    deadline = time.monotonic() + 20
-    while "away" in (answer := _ask(mqtt_client, large=True))["note"]:  # it is reached in the background
-        assert time.monotonic() < deadline
+    answer = _ask_larger(mqtt_client)
     assert (answer["text"], answer["note"].startswith("answered by")) == (ANSWER, True)
     larger.kill()
     answer = _ask(mqtt_client, large=True)
     assert answer["text"] == ANSWER
     assert "the larger model is away" in answer["note"]
+
+
+def test_a_larger_gguf_beside_the_built_in_model_answers_what_asks_for_it(mosquitto, mqtt_client, serve, gemma3):
+    daemon = serve(mosquitto.port, EDGE_RUNTIME_ROUTE__PATH=str(gemma3))
+    wait_online(mqtt_client)
+    answer = _ask_larger(mqtt_client, TO_CONTINUE, max_tokens=4)
+    assert answer["text"].strip().startswith(CONTINUED)
+    assert answer["note"].startswith("answered by")
+    answer = _ask(mqtt_client)
+    assert (answer["text"], "note" in answer) == (ANSWER, False)
+    (server,) = _servers_of(daemon.process.pid)
+    os.kill(server, signal.SIGKILL)
+    answer = _ask(mqtt_client, TO_CONTINUE, large=True, max_tokens=4)
+    assert answer["text"].strip().startswith(CONTINUED)
+    daemon.stop()
+    assert "Traceback" not in daemon.log
+
+
+def test_a_larger_bundle_beside_the_built_in_model_answers_what_asks_for_it(mosquitto, mqtt_client, serve, tmp_path):
+    from edge_runtime.builtin import checkpoint_path
+    from edge_runtime.export.pipeline import export_checkpoint
+
+    export_checkpoint(checkpoint_path(), tmp_path / "exact", recipe="fp32")
+    daemon = serve(mosquitto.port, EDGE_RUNTIME_ROUTE__PATH=str(tmp_path / "exact"))
+    wait_online(mqtt_client)
+    answer = _ask_larger(mqtt_client)
+    assert (answer["text"], answer["note"].startswith("answered by")) == (ANSWER, True)
+    assert "note" not in _ask(mqtt_client)
+    daemon.stop()
+    assert "Traceback" not in daemon.log
+
+
+def test_a_larger_file_that_is_missing_leaves_the_small_model_at_work(mosquitto, mqtt_client, serve, tmp_path):
+    daemon = serve(mosquitto.port, EDGE_RUNTIME_ROUTE__PATH=str(tmp_path / "none.gguf"))
+    wait_online(mqtt_client)
+    answer = _ask(mqtt_client, large=True)
+    assert answer["text"] == ANSWER
+    assert "the larger model is away" in answer["note"]
+    assert "none.gguf: No such file" in daemon.log
+    daemon.stop()
+    assert "Traceback" not in daemon.log

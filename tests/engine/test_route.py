@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -110,6 +111,22 @@ def test_what_is_wrong_with_a_request_is_nobody_s_absence():
     with pytest.raises(EdgeRuntimeError) as caught:
         _ask(_route(Parrot("large", refuses="too_large"), Rules(("always",))))
     assert caught.value.code == "too_large"
+
+
+def test_one_that_still_loads_holds_up_no_end_and_is_closed_when_it_has_loaded(monkeypatch):
+    monkeypatch.setattr("edge_runtime.engine.route.CLOSE_S", 0.01)
+    larger, loaded, small = Parrot("large"), threading.Event(), Parrot("small")
+
+    def load():
+        loaded.wait()
+        return larger
+
+    route = Route(small, load, Rules())
+    route.close()
+    assert (small.closed, larger.closed) == (True, False)
+    loaded.set()
+    assert route.wait(5)
+    assert larger.closed
 
 
 def test_info_is_that_of_the_pair_and_both_are_closed():

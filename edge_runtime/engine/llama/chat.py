@@ -21,7 +21,7 @@ from edge_runtime import media
 from edge_runtime.engine.sampling import Sampler
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.chat import check_chat, with_frames
-from edge_runtime.video import load_video
+from edge_runtime.video import MAX_SECONDS, load_video
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +42,10 @@ _BREAK = "\u2060"
 """WORD JOINER: invisible, and enough to keep a control token from being one."""
 _ROLES = {"model": "assistant", "developer": "system"}
 _SEEDS = 2**32 - 1  # llama.cpp's seeds; the last one means "any"
-FRAME_TOKENS, MOST_FRAMES = 70, 32
-"""Soft tokens of a video's picture, and pictures of a video."""
+FRAME_TOKENS = 70
+"""Soft tokens of a video's picture."""
+_TIME_TOKENS = 10
+"""Tokens of its time, begin and end, at most."""
 _MARKERS = ("<__media__>", "<__image__>")
 
 
@@ -81,13 +83,23 @@ class Abilities:
     grid: PatchGrid | None = None
 
 
-def chat_body(request: Request, abilities: Abilities, plain: Plain) -> dict[str, Any]:
+def chat_body(request: Request, abilities: Abilities, plain: Plain, context: int = 4096) -> dict[str, Any]:
     """The part of a chat request that says what is asked.
+
+    Args:
+        request: The request.
+        abilities: What the model takes.
+        plain: Breaks up control tokens.
+        context: Tokens of prompt and answer; the pictures of a video take three quarters of it at most.
 
     Raises:
         EdgeRuntimeError: The messages are not right, or hold what the model does not take.
     """
-    chat = _with_pictures(check_chat(request.messages, request.tools), request.video_tokens)
+    chat = check_chat(request.messages, request.tools)
+    if any(item.kind == "video" for item in chat.media):
+        if not abilities.image:
+            raise EdgeRuntimeError("this model takes no video", "unsupported_media")
+        chat = _with_pictures(chat, request.video_tokens or FRAME_TOKENS, context * 3 // 4)
     waiting = iter(chat.media)
     messages = []
     for message in chat.messages:
@@ -202,14 +214,12 @@ def wav(samples: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
     return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
 
 
-def _with_pictures(chat: Chat, video_tokens: int | None) -> Chat:
-    """Videos as their pictures, each after its time."""
+def _with_pictures(chat: Chat, tokens: int, room: int) -> Chat:
+    """Videos as their pictures of `tokens` soft tokens, each after its time; no video takes more than `room` tokens."""
     videos = {id(item.source): item.source for item in chat.media if item.kind == "video"}
-    if not videos:
-        return chat
-    tokens = video_tokens or FRAME_TOKENS
+    most = max(1, min(MAX_SECONDS, room // (tokens + _TIME_TOKENS)))
     frames = {
-        key: [(frame.time, _Frame(frame.image, tokens)) for frame in load_video(source, MOST_FRAMES)]
+        key: [(frame.time, _Frame(frame.image, tokens)) for frame in load_video(source, most)]
         for key, source in videos.items()
     }
     return with_frames(chat, frames, video_token=False)

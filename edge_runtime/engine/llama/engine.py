@@ -135,7 +135,7 @@ class LlamaEngine:
             return "/v1/completions", body | {"prompt": request.raw}
         if not self._template:
             return "/v1/completions", body | {"prompt": self._plain(words.last_words(request))}
-        body |= words.chat_body(request, self._abilities, self._plain)
+        body |= words.chat_body(request, self._abilities, self._plain, self._info["context"])
         body["chat_template_kwargs"] = {"enable_thinking": request.think}
         if request.schema is not None and not request.think and not request.tools:
             return RENDERED, body

@@ -112,7 +112,7 @@ class Server:
             program: What to run.
             options: How.
             size: Bytes that it reads when it starts, for messages about the progress.
-            progress: Called with the share that is loaded, 0 to 1, several times a second.
+            progress: Called with the share that is loaded, 0 to 1, several times a second; at the first start only.
 
         Raises:
             EdgeRuntimeError: It ends instead, and why.
@@ -285,7 +285,7 @@ class Server:
                 log.info("llama.cpp serves %s after %.1f s", self._options.model.name, time.monotonic() - started)
                 return None
             read = _bytes_read(process.pid)
-            if self._progress is not None and self._size:
+            if self._progress is not None and self._size and not self._runs:
                 self._progress(min(1.0, read / self._size))
             if time.monotonic() - told > PROGRESS_S:
                 told = time.monotonic()

@@ -20,6 +20,7 @@ from edge_runtime.engine.protocol import Request, Sampling
 from edge_runtime.errors import EdgeRuntimeError
 from tests.engine.prompts import cases
 from tests.engine.runs import request
+from tests.videos import make_video
 
 if TYPE_CHECKING:
     from edge_runtime.engine.protocol import Engine
@@ -48,6 +49,13 @@ NANO_BUDGET = 70
 def _ask(engine: Engine, text: str = QUESTION, **options: Any) -> tuple[str, Any]:
     sampling = options.pop("sampling", Sampling(temperature=0))
     asked = Request(messages=[{"role": "user", "content": text}], sampling=sampling, **options)
+    pieces = list(engine.run(asked))
+    return "".join(piece.text for piece in pieces), pieces[-1]
+
+
+def _watch(engine: Engine, path: Path, **options: Any) -> tuple[str, Any]:
+    content = [{"type": "video", "video": path}, {"type": "text", "text": "What color is it?"}]
+    asked = Request(messages=[{"role": "user", "content": content}], sampling=Sampling(temperature=0), **options)
     pieces = list(engine.run(asked))
     return "".join(piece.text for piece in pieces), pieces[-1]
 
@@ -148,6 +156,24 @@ def test_speech_is_written_down(llama):
     assert heard in json.dumps(spoken)
 
 
+def test_a_video_is_looked_at_as_pictures_with_their_times(engine, llama, tmp_path):
+    path = make_video(tmp_path / "a.mp4", 3, size=(640, 480))
+    shown, last = _watch(llama, path)
+    assert shown
+    assert last.finish_reason in {"stop", "length"}
+    theirs = _watch(engine, path)[1].usage["prompt_tokens"]
+    assert abs(last.usage["prompt_tokens"] - theirs) < 10
+    larger = _watch(llama, path, video_tokens=140)[1].usage["prompt_tokens"]
+    assert larger - last.usage["prompt_tokens"] >= 3 * 50
+    with pytest.raises(EdgeRuntimeError, match="tokens is 3"):
+        _watch(llama, path, video_tokens=3)
+
+
+def test_a_long_video_leaves_room_for_words(llama, tmp_path):
+    path = make_video(tmp_path / "a.mp4", 60, fps=1, size=(64, 48))
+    assert 3 * 280 < _watch(llama, path, video_tokens=280, max_tokens=1)[1].usage["prompt_tokens"] < 3500
+
+
 @pytest.mark.parametrize("text", [LONG, "word " * 1800])
 def test_cancelling_ends_the_request_and_frees_the_server(llama, text):
     cancel = threading.Event()
@@ -178,6 +204,8 @@ def test_experts_in_the_shape_of_26b_a4b_load_and_stream(tiny_moe):
         assert (pieces[-1].usage["completion_tokens"], engine.info["modalities"]) == (8, ["text"])
         with pytest.raises(EdgeRuntimeError, match="takes no audio"):
             Model(engine).transcribe(DEMO / "voice.wav")
+        with pytest.raises(EdgeRuntimeError, match="takes no video"):
+            _watch(engine, DEMO / "voice.wav")
     finally:
         engine.close()
 
