@@ -1,6 +1,6 @@
 # Every target does its own set-up, once: .venv and, where it may, the Debian packages that pip cannot bring.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gguf test-slow test-oracle test-board test-arm64 soak check eval recording clean
+.PHONY: help demo test test-browser test-gguf test-slow test-oracle test-board test-arm64 soak check eval recording clean
 
 PYTEST := .venv/bin/python -m pytest
 HELDOUT ?= build/heldout
@@ -14,6 +14,9 @@ demo: .venv/.ready  ## the whole product on loopback: a spoken and an image ques
 
 test: .venv/.ready  ## the tests (without the slow ones and those that need torch)
 	@$(PYTEST)
+
+test-browser: .venv/.browser  ## the kiosk page in Debian's chromium: voice, camera, accessibility (KEEP_PICTURES=1: takes docs/kiosk anew)
+	@$(PYTEST) tests/kiosk -m browser
 
 test-slow: .venv/.ready  ## the tests that take long
 	@$(PYTEST) -m "slow and not oracle"
@@ -56,6 +59,10 @@ clean:  ## removes what was made here, .venv included
 
 .venv/.gguf: .venv/.ready
 	@PYTHON="$(PYTHON)" scripts/setup.sh dev,demo,test-gguf
+	@touch $@
+
+.venv/.browser: .venv/.ready
+	@PYTHON="$(PYTHON)" scripts/setup.sh dev,demo,test-browser
 	@touch $@
 
 .venv/.oracle: .venv/.ready

@@ -83,11 +83,16 @@ debian_packages() {
     [ -n "$wanted" ] || return 0
     if command -v apt-get >/dev/null; then
         echo "install: installing" $wanted
-        # shellcheck disable=SC2086
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $wanted >/dev/null 2>&1 && return 0
+        # Lists of packages that are missing or out of date: a new box has such.
+        { apt_install || { apt-get update -qq && apt_install; }; } >/dev/null 2>&1 && return 0
     fi
     case $wanted in *python3-venv*) fail "python3-venv is missing: apt-get install python3-venv" ;; esac
     echo "install: libportaudio2 is missing: microphones do not work until apt-get install libportaudio2" >&2
+}
+
+apt_install() {
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $wanted
 }
 
 install_or_upgrade() {
@@ -119,7 +124,7 @@ install_or_upgrade() {
     [ -e "$etc/config.toml" ] || install -m 644 "$settings" "$etc/config.toml"
     install -m 644 "$files/$name.service" "$unit"
     ln -sf "$prefix/venv/bin/$name" /usr/local/bin/$name
-    "$prefix/venv/bin/$name" doctor --write-limits --quiet || true
+    "$prefix/venv/bin/$name" doctor --write-limits --quiet >/dev/null || true
     if with_systemd; then
         systemctl daemon-reload
         systemctl enable -q $name

@@ -4,7 +4,8 @@
 set -eu
 root=$1 machine=$2
 inside() {
-    nice chroot "$machine/root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive sh -c "$1"
+    nice unshare --mount chroot "$machine/root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
+        DEBIAN_FRONTEND=noninteractive sh -c "mount -t proc proc /proc && $1"
 }
 if [ ! -e "$machine/ready" ]; then
     rm -rf "$machine"

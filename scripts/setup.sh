@@ -28,6 +28,13 @@ wanted=""
 [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || wanted="python3-venv"
 command -v mosquitto >/dev/null || wanted="$wanted mosquitto"
 ldconfig -p 2>/dev/null | grep -q libportaudio.so.2 || wanted="$wanted libportaudio2"
+case ,$extras, in
+*,test-browser,*)
+    command -v chromium >/dev/null || wanted="$wanted chromium"
+    command -v espeak-ng >/dev/null || wanted="$wanted espeak-ng"
+    [ -n "$(fc-list :lang=zh 2>/dev/null)" ] || wanted="$wanted fontconfig fonts-wqy-microhei" # for the pictures
+    ;;
+esac
 
 if [ -n "$wanted" ] && [ "$as_root" != none ] && command -v apt-get >/dev/null; then
     echo "setup: installing" $wanted

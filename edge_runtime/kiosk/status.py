@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import machine
@@ -124,9 +126,13 @@ def planned(plan: Any) -> dict[str, int] | None:
 
 
 def _used() -> int:
-    """Resident memory of this process, in bytes."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - a short look, often
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Resident memory of this process and its children (llama.cpp's server is one), in bytes."""
+    children: list[str] = []
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            children += file.read_text(encoding="ascii").split()
+    pages = 0
+    for process in ("self", *children):
+        with contextlib.suppress(OSError):
+            pages += int(Path("/proc", process, "statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

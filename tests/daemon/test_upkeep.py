@@ -20,6 +20,7 @@ from edge_runtime.daemon.store import Store
 from edge_runtime.daemon.upkeep import Upkeep
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.settings import HttpSettings, LimitsSettings, MqttSettings, Settings, StorageSettings
+from edge_runtime.settings_senses import MicrophoneSettings, SpeechSettings
 
 
 @pytest.fixture
@@ -140,11 +141,17 @@ def test_settings_are_read_again(settings, model, caplog):
     with caplog.at_level(logging.INFO):
         serving.start()
         try:
-            daemon.reload(
-                lambda: replace(settings, limits=LimitsSettings(queue=1), model=replace(settings.model, threads=3))
+            wanted = replace(
+                settings,
+                limits=LimitsSettings(queue=1),
+                speech=SpeechSettings(words_per_minute=100),
+                microphones=(MicrophoneSettings("kitchen"),),
             )
+            daemon.reload(lambda: wanted)
             wait_for(lambda: "settings read again" in caplog.text)
-            assert "changed: limits.queue; after a restart: model.threads" in caplog.text
+            waiting = "speech.words_per_minute, microphones"
+            assert f"changed: limits.queue; after a restart: {waiting}" in caplog.text
+            assert caplog.text.count("settings read again") == 1
             assert daemon._parser.settings.limits.queue == 1
             daemon.reload(broken)
             wait_for(lambda: "the settings stay as they were: config.toml:3: no" in caplog.text)

@@ -22,7 +22,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from edge_runtime.settings import HttpSettings, KioskSettings, LimitsSettings, Settings, SpeechSettings
+from edge_runtime.settings import HttpSettings, KioskSettings, LimitsSettings, Settings
+from edge_runtime.settings_senses import SpeechSettings
 from tests.daemon.conftest import FakeModel
 from tests.daemon.http.conftest import Box
 
@@ -114,41 +115,58 @@ def state(expect):
     return wait
 
 
-@pytest.fixture
-def chromium(playwright) -> Iterator[Callable[..., Any]]:
-    """Opens a page: `chromium(url, audio=file, video=file, size=(1280, 800))`."""
+@pytest.fixture(scope="session")
+def launch(playwright) -> Iterator[Callable[..., Any]]:
+    """Starts a browser whose microphone and camera are of Chromium's making, or files."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("chromium is not installed")
-    browsers: list[Any] = []
+    browsers: dict[tuple[Path | None, Path | None, bool], Any] = {}
+
+    def start(audio: Path | None, video: Path | None, *, allowed: bool) -> Any:
+        arguments = ["--use-fake-device-for-media-stream", "--mute-audio", "--disable-gpu"]
+        arguments += ["--autoplay-policy=no-user-gesture-required"]
+        arguments += ["--use-fake-ui-for-media-stream"] if allowed else []  # says yes where a person is asked
+        arguments += [f"--use-file-for-fake-audio-capture={audio}%noloop"] if audio else []
+        arguments += [f"--use-file-for-fake-video-capture={video}"] if video else []
+        if (audio, video, allowed) not in browsers:
+            sandbox = os.geteuid() != 0  # Chromium has none for root
+            started = playwright.chromium.launch(executable_path=program, args=arguments, chromium_sandbox=sandbox)
+            browsers[audio, video, allowed] = started
+        return browsers[audio, video, allowed]
+
+    yield start
+    for browser in browsers.values():
+        browser.close()
+
+
+@pytest.fixture
+def chromium(launch) -> Iterator[Callable[..., Any]]:
+    """Opens a page: `chromium(url, audio=file, video=file, size=(1280, 800))`."""
+    contexts: list[Any] = []
+    problems: list[str] = []
 
     def begin(
         url: str,
         *,
         audio: Path | None = None,
         video: Path | None = None,
+        allowed: bool = True,
         size: tuple[int, int] = (1280, 800),
         **more: Any,
     ) -> Any:
-        arguments = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--mute-audio"]
-        arguments += ["--autoplay-policy=no-user-gesture-required", "--disable-gpu"]
-        arguments += [f"--use-file-for-fake-audio-capture={audio}%noloop"] if audio else []
-        arguments += [f"--use-file-for-fake-video-capture={video}"] if video else []
-        sandbox = os.geteuid() != 0  # Chromium has none for root
-        browser = playwright.chromium.launch(executable_path=program, args=arguments, chromium_sandbox=sandbox)
-        browsers.append(browser)
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, locale="en-GB", **more)
+        viewport = {"width": size[0], "height": size[1]}
+        contexts.append(launch(audio, video, allowed=allowed).new_context(viewport=viewport, locale="en-GB", **more))
+        page = contexts[-1].new_page()
         page.set_default_timeout(WAIT_MS)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("console", lambda said: page.problems.append(said.text) if "Content Security" in said.text else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if "Content Security" in said.text else None)
         page.goto(url)
         return page
 
     yield begin
-    problems = [problem for browser in browsers for page in browser.contexts[0].pages for problem in page.problems]
-    for browser in browsers:
-        browser.close()
+    for context in contexts:
+        context.close()
     assert problems == []
 
 
@@ -234,15 +252,15 @@ def size(request):
 def look(axe, size):
     """Judges what a page shows, and keeps its picture if that is wanted."""
 
-    def judge(page, name):
+    def judge(page, name, *, keep=True, whole=False):
         page.wait_for_timeout(400)  # for what moves to come to rest
         found = axe.run(page, options={"runOnly": {"type": "tag", "values": RULES}})
         assert found.violations_count == 0, f"{name}: {found.generate_report()}"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than the screen"
-        cut = page.evaluate(OUTSIDE)
+        cut = [] if whole else page.evaluate(OUTSIDE)
         assert cut == [], f"{name}: {cut}"
-        if os.environ.get("KEEP_PICTURES"):
-            shown = Image.open(io.BytesIO(page.screenshot()))
+        if keep and os.environ.get("KEEP_PICTURES"):
+            shown = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
             shown.thumbnail((640, 640))
             PICTURES.mkdir(exist_ok=True)
             shown.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(

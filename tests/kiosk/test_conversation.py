@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -98,9 +100,61 @@ def test_the_keyboard_does_it_all(chromium, box, spoken, expect, state):
     expect(page.locator(".answer")).to_have_text("hello")
 
 
-def test_an_answer_is_read_aloud_by_the_box(chromium, box, expect, state):
-    import shutil
+def test_the_space_bar_is_the_button(chromium, box, spoken, expect, state):
+    page = begun(chromium(box().url, audio=spoken[0]))
+    page.keyboard.down(" ")
+    state(page, "listening", "hearing")
+    page.wait_for_timeout(700)  # something is said
+    page.keyboard.up(" ")
+    expect(page.locator(".answer")).to_have_text("hello")
 
+
+def test_without_leave_for_the_microphone_one_can_write(chromium, box, expect):
+    page = begun(chromium(box().url, allowed=False))
+    page.locator("#mic").click()
+    expect(page.locator("#notice")).to_contain_text("microphone cannot be used")
+    page.locator("#text").fill("hi")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer")).to_have_text("hi")
+    expect(page.locator("#notice")).to_be_hidden()
+    page.locator("#camera").click()
+    expect(page.locator("#notice")).to_contain_text("camera cannot be used")
+
+
+def test_a_full_house_is_waited_for(chromium, box, expect):
+    made = box(http={"voices": 1})
+    first = chromium(made.url)
+    expect(first.locator("#begin")).to_be_visible()
+    expect(first.locator("#away")).to_be_hidden()
+    second = chromium(made.url)
+    expect(second.locator("#away-title")).to_have_text("Many people are asking")
+    first.close()
+    expect(second.locator("#away")).to_be_hidden()
+
+
+def test_start_over_forgets_at_once(chromium, box, expect):
+    made = box(suggestions=("a secret",))
+    page = begun(chromium(made.url))
+    page.locator("#suggestions button").click()
+    expect(page.locator(".answer")).to_have_text("a secret")
+    page.locator("#over").click()
+    expect(page.locator("#attract")).to_be_visible()
+    assert "a secret" not in page.locator("#talk").inner_html()
+
+
+def test_speech_ends_the_reading_aloud(chromium, box, spoken, expect, state):
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed")
+    made = box(voice=True, suggestions=(" ".join(["on and on"] * 60) + ".",))
+    page = begun(chromium(made.url, audio=spoken[0]))
+    page.locator("#suggestions button").click()
+    state(page, "speaking")
+    page.locator("#free").click()
+    state(page, "hearing")
+    expect(page.locator(".said").last).to_have_text("hello")
+
+
+def test_an_answer_is_read_aloud_by_the_box(chromium, box, expect, state):
     if shutil.which("espeak-ng") is None:
         pytest.skip("espeak-ng is not installed")
     page = begun(chromium(box(voice=True, suggestions=("one two three four five six seven eight nine ten",)).url))

@@ -13,9 +13,9 @@ def test_it_shows_how_the_box_is(chromium, daemon, expect, look, size, sizes):
     expect(page.locator("#memory")).to_contain_text("planned")
     expect(page.locator("#broker")).to_have_text("Not connected")
     expect(page.locator("#errors")).to_contain_text("broker")
-    expect(page.locator("figure").first).to_contain_text("Memory of the daemon")
+    expect(page.locator("figure").first).to_contain_text("Memory in use")
     page.evaluate(HIDE)
-    look(page, "status")
+    look(page, "status", whole=True)
 
 
 def test_it_asks_for_the_token(chromium, box, expect, tmp_path):

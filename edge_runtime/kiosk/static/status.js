@@ -2,7 +2,7 @@
 const AGAIN_MS = 5000;
 const NAMES = {weights: "weights", activations: "computing", towers: "image and audio", kv: "conversation", prefix_cache: "earlier prompts"};
 const GRAPHS = [
-  ["memory", "Memory of the daemon", size], ["cpu", "Processor", (value) => `${Math.round(value)} %`],
+  ["memory", "Memory in use", size], ["cpu", "Processor", (value) => `${Math.round(value)} %`],
   ["requests", "Requests in ten seconds", String], ["waiting", "Requests that wait", String],
   ["celsius", "Hottest part", (value) => `${Math.round(value)} °C`],
 ];
@@ -10,7 +10,7 @@ const at = Object.fromEntries([...document.querySelectorAll("[id]")].map((found)
 let token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
 
 function size(bytes) {
-  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`;
+  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes >= 1e6 ? `${Math.round(bytes / 1e6)} MB` : `${Math.round(bytes / 1e3)} kB`;
 }
 
 function span(seconds) {
