@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from paho.mqtt.client import MQTTMessage
 
 WAIT_S = 20.0
+
+# Started in the background by a shell, this process and all that it starts would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class MqttClient:
