@@ -1,8 +1,9 @@
-"""What this machine has: memory, by the kernel's word and by the limits of the control groups that we run in; sizes."""
+"""What this machine has: memory, by the kernel and by the limits of the control groups that we run in; free ports."""
 
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,3 +98,11 @@ def _stat(path: Path) -> dict[str, int]:
     except OSError:
         return {}
     return {words[0]: int(words[1]) for words in map(str.split, lines) if len(words) == 2}
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import tomllib
 import types
@@ -31,6 +32,24 @@ def within(low: float, high: float) -> dict[str, Any]:
 def one_of(*values: str | int) -> dict[str, Any]:
     """Field metadata: the values that are allowed."""
     return {"values": values}
+
+
+def secret(key: str, file: Path) -> str:
+    """The first line of a file of secrets; a bare name is one of systemd's credentials.
+
+    Args:
+        key: The setting that names it, for errors.
+        file: Its path or name.
+
+    Raises:
+        EdgeRuntimeError: It cannot be read.
+    """
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(credentials) / file if credentials and len(file.parts) == 1 else file
+    try:
+        return path.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgeRuntimeError(f"{key} {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.machine import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -49,7 +50,7 @@ def broker(port: int | None = None) -> Generator[Broker, None, None]:
     Raises:
         EdgeRuntimeError: There is none to run, or it does not start.
     """
-    port = port or _free_port()
+    port = port or free_port()
     mosquitto = find_mosquitto()
     if mosquitto is None and importlib.util.find_spec("amqtt") is None:
         raise EdgeRuntimeError(
@@ -92,13 +93,6 @@ def child(command: list[str], log: Path) -> Generator[subprocess.Popen[bytes], N
         finally:  # after a second Ctrl-C as well
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes], name: str) -> None:

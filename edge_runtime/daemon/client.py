@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.client import Client
@@ -12,6 +10,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.settings_file import secret
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.topics import Topics
@@ -68,7 +67,7 @@ def set_password(client: Client, settings: MqttSettings) -> None:
     """
     if settings.username is not None:
         file = settings.password_file
-        client.username_pw_set(settings.username, None if file is None else _first_line(file))
+        client.username_pw_set(settings.username, None if file is None else secret("mqtt.password_file", file))
 
 
 def connect_arguments(settings: MqttSettings, payload_bytes: int, version: MQTTProtocolVersion) -> dict[str, Any]:
@@ -91,13 +90,3 @@ def properties(packet: int, **values: Any) -> Properties:
         if value is not None:
             setattr(packed, name, value)
     return packed
-
-
-def _first_line(file: Path) -> str:
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and len(file.parts) == 1:
-        file = Path(credentials) / file
-    try:
-        return file.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeRuntimeError(f"mqtt.password_file {file}: {getattr(error, 'strerror', None) or error}") from None

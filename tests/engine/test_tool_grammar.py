@@ -15,11 +15,11 @@ from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.tools import ToolCall, check_tools, parse_call
 from tests.engine.schemas import Writer, schema
 from tests.gemma import tiny
+from tests.gemma.test_tools import QUOTE, written
 
 TOKENIZER = tiny.tokenizer()
 ENDS = set(TOKENIZER.encode("<eos><turn|>"))
 FORMS = Forms(TOKENIZER, ENDS)
-QUOTE = '<|"|>'
 CLOSE = TOKENIZER.encode("<tool_call|>")[0]
 
 LIGHT = {
@@ -204,18 +204,6 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-
-
-def written(value: Any) -> str:
-    if isinstance(value, str):
-        return f"{QUOTE}{value}{QUOTE}"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(written, value)) + "]"
-    return "null" if value is None else repr(value)
 
 
 def of(value: Any) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.server import Server as UvicornServer
@@ -16,8 +14,11 @@ from edge_runtime.daemon.http.connection import Connection, Room, RoomConfig, We
 from edge_runtime.daemon.http.guard import Guard, is_loopback
 from edge_runtime.daemon.loop import LoopThread
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.settings_file import secret
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_runtime.daemon.http.jobs import Backend
     from edge_runtime.settings import Settings
 
@@ -191,12 +192,7 @@ def read_token(file: Path) -> str:
     Raises:
         EdgeRuntimeError: It cannot be read, or is too short to be a secret.
     """
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(credentials) / file if credentials and len(file.parts) == 1 else file
-    try:
-        token = path.read_text(encoding="utf-8").split("\n", 1)[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeRuntimeError(f"http.token_file {path}: {getattr(error, 'strerror', None) or error}") from None
+    token = secret("http.token_file", file).strip()
     if len(token) < LEAST_TOKEN or not token.isascii():
-        raise EdgeRuntimeError(f"http.token_file {path}: a token has at least {LEAST_TOKEN} ASCII characters")
+        raise EdgeRuntimeError(f"http.token_file {file}: a token has at least {LEAST_TOKEN} ASCII characters")
     return token

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.machine import readable
+from edge_runtime.machine import free_port, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,7 +228,7 @@ class Server:
         """
         code: int | None = 0
         for left in reversed(range(BIND_TRIES)):
-            address = Address("127.0.0.1", _free_port(), self._key, self._runs + 1)
+            address = Address("127.0.0.1", free_port(), self._key, self._runs + 1)
             process = self._process = self._spawn(address.port)
             if self._closing.is_set():
                 _end(process)
@@ -333,13 +332,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills it: a server has nothing to lose, and SIGKILL ends even a stopped one."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _bytes_read(pid: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime import machine
 from edge_runtime.engine.llama import server as server_module
 from edge_runtime.engine.llama.client import ask
 from edge_runtime.engine.llama.load import Choices, open_gguf
@@ -111,8 +112,8 @@ def test_a_port_that_somebody_takes_first_is_given_up_for_another(nano_gguf, mon
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ports = iter([taken.getsockname()[1]])
-        free = server_module._free_port
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports, None) or free())
+        free = machine.free_port
+        monkeypatch.setattr(server_module, "free_port", lambda: next(ports, None) or free())
         engine = open_gguf(nano_gguf, threads=1, choices=Choices(alone=True))
         assert engine._backend.address().port != taken.getsockname()[1]
         engine.close()
