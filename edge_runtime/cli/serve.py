@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     import argparse
 
     from edge_runtime.daemon.http.server import Server
+    from edge_runtime.daemon.service import Daemon
     from edge_runtime.settings import Settings
+
+STOP_S = 8.0
+"""Ending takes five seconds at most; systemd waits ten."""
 
 HELP = (
     "The daemon: answers requests that come over MQTT and HTTP, until SIGTERM or Ctrl-C. Without a settings file it "
@@ -53,14 +57,22 @@ def run(args: argparse.Namespace) -> int:
     model = open_model(settings, args.memory)
     daemon = Daemon(settings, model, version(), http)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: daemon.stop())
+        signal.signal(number, lambda *_: _stop(daemon))
     daemon.on_settings["log"] = lambda changed: journal.set_up(changed.log.level, changed.log.format)
     signal.signal(signal.SIGHUP, lambda *_: daemon.reload(lambda: settings_module.load(args.config)))
     logging.getLogger("edge_runtime").info("%s is loaded; serving", model.info["name"])
-    if not daemon.run():
-        os._exit(0)  # a model at work cannot be closed, and all that matters is on the disk
-    model.close()
-    return 0
+    if daemon.run():  # a model at work cannot be closed
+        model.close()
+    # All that matters is on the disk. Threads may be in native code yet, a model's or a voice detector's: the
+    # interpreter's own end would abort there.
+    logging.shutdown()
+    os._exit(0)
+
+
+def _stop(daemon: Daemon) -> None:
+    """Ends the daemon; where that hangs, it says where and ends all the same."""
+    faulthandler.dump_traceback_later(STOP_S, exit=True)
+    daemon.stop()
 
 
 def _http(settings: Settings, version: str) -> Server | None:

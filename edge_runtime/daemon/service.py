@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 FINISH_S = 2.5
 CANCEL_S = 1.0
 FAREWELL_S = 1.0
+# The system may give a signal to any thread, and Python acts on it in the main one, once that wakes up.
+AWAKE_S = 0.5
 
 
 class Daemon:
@@ -189,7 +191,7 @@ class Daemon:
     def _wait(self) -> None:
         """Until it is time to stop; takes over settings meanwhile."""
         while not self._stopping:
-            self._signal.wait()
+            self._signal.wait(AWAKE_S)
             self._signal.clear()
             if self._wanted is not None:
                 read, self._wanted = self._wanted, None

@@ -59,7 +59,12 @@ class Serving:
         """SIGTERM; the seconds until it has ended, well."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == 0
+        try:
+            assert self.process.wait(30) == 0
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # it writes down where each of its threads is
+            self.process.wait(5)
+            pytest.fail(f"the daemon does not stop:\n{self.log[-8000:]}")
         return time.monotonic() - started
 
     def pause(self) -> None:
