@@ -46,3 +46,8 @@ def past(layer: int, part: str) -> str:
 def present(layer: int, part: str) -> str:
     """Output name of a layer's cache; bound to the same buffer as `past`."""
     return f"present.{layer}.{part}"
+
+
+def given_back(present: str, number: int | str) -> str:
+    """Output name of a cache that a node only reads and, where its kernel insists, gives back as well."""
+    return f"{present}/{number}"

@@ -15,20 +15,22 @@ Inputs (float32 unless said; S tokens in this chunk, K of them kept, T in the ca
 Outputs
     logits [1, K, V], last_hidden_state [1, K, H], present.N.key, .value (meant to share the buffers of the past)
 
-Keys and values are only needed from the layers that own them, so only K positions go through the shared layers: for a
-long prompt that is a third of the work on E2B. A sliding layer's buffer holds the newest R rows; the caller moves them
-to the front when it is full, and keys keep their absolute rotation.
+Of a prompt's tokens only keys and values are needed, so all but K of them end with those of the last layer that owns
+any: on E2B that leaves less than a third of the work. A sliding layer's buffer holds the newest R rows; the caller
+moves them to the front when it is full, and keys keep their absolute rotation. The buffers that those K tokens read
+have room for 1 + K * G rows, where G query heads share a key head, and hold ordinary numbers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_runtime.bundle import names
 from edge_runtime.export.graph import FLOAT, INT32, INT64, MS, Graph
+from edge_runtime.export.kept import KeptTokens, head_groups
 from edge_runtime.export.matrix import Stacked, Stored, head_rows
 from edge_runtime.export.moe import add_experts
 from edge_runtime.gemma.geometry import FULL, SLIDING, unsupported
@@ -142,12 +144,14 @@ class TextLayers:
         by_head = self.graph.reshape(x, 0, 0, heads, dim)
         return self.graph.reshape(self.graph.rms_norm(by_head, constant, eps), 0, 0, heads * dim)
 
-    def query(self, weights: Weights, layer: int) -> tuple[Stored, NDArray[np.float32]]:
-        """q_proj and the weight of q_norm, in the order of `order`."""
-        heads, dim = self.text.num_heads, self.text.head_dims[layer]
+    def query(
+        self, weights: Weights, layer: int, heads: NDArray[np.int64] | None = None
+    ) -> tuple[Stored, NDArray[np.float32]]:
+        """q_proj and the weight of q_norm, in the order of `order`; the heads in the order of `heads`."""
+        count, dim = self.text.num_heads, self.text.head_dims[layer]
         order = self.order(layer)
-        rows = None if order is None else head_rows(heads, dim, order)
-        matrix = weights.matrix("self_attn.q_proj", heads * dim, self.text.hidden_size, row_order=rows)
+        rows = None if order is None and heads is None else head_rows(count if heads is None else heads, dim, order)
+        matrix = weights.matrix("self_attn.q_proj", count * dim, self.text.hidden_size, row_order=rows)
         norm = weights.vector("self_attn.q_norm.weight", dim)
         return matrix, norm if order is None else norm[order]
 
@@ -161,20 +165,32 @@ class TextLayers:
         positions: str,
         *,
         present: list[str],
-        window: int,
+        window: int = 0,
         bias: str = "",
+        heads: int | None = None,
+        lengths: list[str] | None = None,
     ) -> str:
         """GroupQueryAttention over the cache; `present` is empty for a layer that only reads it.
 
-        With `bias` [1, 1, tokens, rows] that alone says what a token sees on sliding layers.
+        Args:
+            layer: Whose cache, lengths and rotation.
+            query: [1, tokens, heads * head_dim].
+            keys: Those of the tokens, [1, tokens, kv_heads * head_dim].
+            values: The same.
+            past: The cache.
+            positions: [1, tokens].
+            present: The cache with the keys and values.
+            window: How many keys a token sees, with its own; 0: all.
+            bias: [1, 1, tokens, rows of the cache], which alone says what a token sees.
+            heads: Of the query; None: as the text model has.
+            lengths: How much of the cache is filled, in the kernel's two forms; None: what the inputs say.
         """
         text = self.text
-        full = text.is_full(layer)
-        prefix, kind = ("", "full") if full else ("window_", "sliding")
-        lengths = [f"{prefix}seqlens_k", f"{prefix}total_sequence_length"]
+        prefix, kind = ("", "full") if text.is_full(layer) else ("window_", "sliding")
+        lengths = lengths or [f"{prefix}seqlens_k", f"{prefix}total_sequence_length"]
         inputs = [query, keys, values, *past, *lengths, f"cos_{kind}", f"sin_{kind}", positions]
-        attributes = {} if full else {"local_window_size": window}
-        if bias and not full:
+        attributes = {"local_window_size": window} if window else {}
+        if bias:
             inputs.append(bias)
             attributes = {"causal": 0}
         output = self.graph.fresh("attention")
@@ -183,7 +199,7 @@ class TextLayers:
             inputs,
             [output, *present],
             domain=MS,
-            num_heads=text.num_heads,
+            num_heads=text.num_heads if heads is None else heads,
             kv_num_heads=text.kv_heads[layer],
             do_rotary=1,
             scale=1.0,
@@ -197,13 +213,14 @@ class TextLayers:
         return self.graph.const(np.zeros((1, 0, width), np.float32), f"no_keys_{width}")
 
     def after_attention(
-        self, weights: Weights, layer: int, attended: str, residual: str, *, reorder: bool
+        self, weights: Weights, layer: int, attended: str, residual: str, columns: NDArray[np.int64] | None
     ) -> tuple[str, str]:
-        """o_proj, its norm, the residual and the MLP: the MLP's normed output and what it is to be added to."""
+        """o_proj, its norm, the residual and the MLP: the MLP's normed output and what it is to be added to.
+
+        `columns` is the order in which `attended` has the columns of the checkpoint's o_proj; None: that of it.
+        """
         text, graph = self.text, self.graph
         width, hidden = text.num_heads * text.head_dims[layer], text.hidden_size
-        order = self.order(layer) if reorder else None
-        columns = None if order is None else head_rows(text.num_heads, text.head_dims[layer], order)
         output = graph.linear(attended, weights.matrix("self_attn.o_proj", hidden, width, column_order=columns))
         output = self.normed(weights, "post_attention_layernorm", output)
         x, residual = self.add_norm(output, residual, weights, "pre_feedforward_layernorm", text.rms_eps)
@@ -227,20 +244,15 @@ class _Decoder(TextLayers):
         graph, text = self.graph, self.text
         embeds = graph.input("inputs_embeds", FLOAT, [1, "sequence_length", text.hidden_size])
         per_layer = self._per_layer_inputs(embeds)
-        positions = graph.input("position_ids", INT64, [1, "sequence_length"])
+        self.positions = graph.input("position_ids", INT64, [1, "sequence_length"])
         self.lengths()
         if text.bidirectional_images and SLIDING in text.layer_types:
             self.bias = graph.input("window_bias", FLOAT, [1, 1, "sequence_length", "resident_length"])
         self._caches()
+        self.kept = KeptTokens(self, self.positions, self.bias)
         stream = Stream(embeds)
         for layer in range(text.num_layers):
-            if layer == text.num_own_layers:
-                stream = Stream(graph.last(self.settle(stream), "num_logits_to_keep"))
-                positions = graph.last(positions, "num_logits_to_keep")
-                self.bias = self.bias and graph.last(self.bias, "num_logits_to_keep", axis=2)
-            stream = self._layer(layer, stream, per_layer[layer] if per_layer else None, positions)
-        if not text.num_shared_layers:
-            stream = Stream(graph.last(self.settle(stream), "num_logits_to_keep"))
+            stream = self._layer(layer, stream, per_layer[layer] if per_layer else None)
         self._head(stream)
 
     def _per_layer_inputs(self, embeds: str) -> list[str]:
@@ -285,13 +297,24 @@ class _Decoder(TextLayers):
                 self.graph.input(names.past(layer, part), FLOAT, shape)
                 self.graph.output(names.present(layer, part), names.present(layer, part), FLOAT, shape)
 
-    def _layer(self, layer: int, stream: Stream, per_layer: str | None, positions: str) -> Stream:
+    def _layer(self, layer: int, stream: Stream, per_layer: str | None) -> Stream:
         graph, text = self.graph, self.text
         weights = self.weights.under(f"layers.{layer}")
         x, residual = self.enter(stream, weights, "input_layernorm")
-        attended = self._attend(layer, weights, x, positions)
-        swapped = text.k_eq_v and text.is_full(layer)
-        added, residual = self.after_attention(weights, layer, attended, residual, reorder=swapped)
+        if layer < text.num_own_layers - 1:
+            attended, heads = self._attend(layer, weights, x), None
+        else:
+            if layer == text.num_own_layers - 1:
+                self._write(layer, weights, x)
+                x, residual = self.kept.of(x), self.kept.of(residual)
+                per_layer = per_layer and self.kept.of(per_layer)
+            heads = head_groups(text.num_heads, text.kv_heads[layer])
+            attended = self._read(layer, weights, x, heads)
+        order = self.order(layer) if text.k_eq_v and text.is_full(layer) else None
+        columns = None
+        if order is not None or heads is not None:
+            columns = head_rows(text.num_heads if heads is None else heads, text.head_dims[layer], order)
+        added, residual = self.after_attention(weights, layer, attended, residual, columns)
         if per_layer is not None:
             residual = graph.add(added, residual)
             gate = graph.linear(residual, weights.matrix("per_layer_input_gate", text.ple_dim, text.hidden_size))
@@ -300,34 +323,53 @@ class _Decoder(TextLayers):
             added = self.normed(weights, "post_per_layer_input_norm", added)
         return Stream(added, residual, float(weights.vector("layer_scalar", 1)[0]))
 
-    def _attend(self, layer: int, weights: Weights, x: str, positions: str) -> str:
-        text, graph = self.text, self.graph
+    def _attend(self, layer: int, weights: Weights, x: str) -> str:
+        """Attention of all tokens over their own keys and values and those before."""
+        text = self.text
         q_proj, q_norm = self.query(weights, layer)
-        q_name = f"{weights.prefix}self_attn.q_norm.weight"
-        source = text.kv_sources[layer]
-        sight: dict[str, Any] = {"window": text.sliding_window, "bias": self.bias}
-        if source != layer:
-            query = self.head_norm(graph.linear(x, q_proj), q_norm, q_name, text.num_heads, fused=True)
-            cache = [names.present(source, part) for part in ("key", "value")]
-            empty = self.no_keys(layer)
-            return self.attention(layer, query, empty, empty, cache, positions, present=[], **sight)
-        heads, kv_heads, dim = text.num_heads, text.kv_heads[layer], text.head_dims[layer]
+        query, key, value = self._projected(layer, weights, x, [q_proj])
+        query = self.head_norm(query, q_norm, f"{weights.prefix}self_attn.q_norm.weight", text.num_heads)
+        past, present = self._cache(layer)
+        bias = "" if text.is_full(layer) else self.bias
+        window = 0 if text.is_full(layer) else text.sliding_window
+        return self.attention(layer, query, key, value, past, self.positions, present=present, window=window, bias=bias)
+
+    def _write(self, layer: int, weights: Weights, x: str) -> None:
+        """Keys and values of all tokens go into the cache; the kernel wants a query, whose result nobody uses."""
+        key, value = self._projected(layer, weights, x, [])
+        past, present = self._cache(layer)
+        heads = self.text.kv_heads[layer]
+        self.attention(layer, key, key, value, past, self.positions, present=present, window=1, heads=heads)
+
+    def _read(self, layer: int, weights: Weights, x: str, heads: NDArray[np.int64] | None) -> str:
+        """Attention of the kept tokens over a cache that holds their keys and values already."""
+        q_proj, q_norm = self.query(weights, layer, heads)
+        name = f"{weights.prefix}self_attn.q_norm.weight"
+        query = self.head_norm(self.graph.linear(x, q_proj), q_norm, name, self.text.num_heads, fused=True)
+        return self.kept.attention(layer, query, self._cache(self.text.kv_sources[layer])[1])
+
+    def _projected(self, layer: int, weights: Weights, x: str, before: list[Stored]) -> list[str]:
+        """What the matrices `before` make of x, and keys and values, normed."""
+        text, graph = self.text, self.graph
+        kv_heads, dim = text.kv_heads[layer], text.head_dims[layer]
         order, width = self.order(layer), kv_heads * dim
         rows = None if order is None else head_rows(kv_heads, dim, order)
-        k_proj = weights.matrix("self_attn.k_proj", width, text.hidden_size, row_order=rows)
+        parts = [*before, weights.matrix("self_attn.k_proj", width, text.hidden_size, row_order=rows)]
         k_norm = weights.vector("self_attn.k_norm.weight", dim)
-        parts = [q_proj, k_proj]
         if not (text.k_eq_v and text.is_full(layer)):
             parts.append(weights.matrix("self_attn.v_proj", width, text.hidden_size))
-        split = graph.split(graph.linear(x, Stacked(parts)), [heads * dim, *[width] * (len(parts) - 1)])
-        query, key = split[:2]
-        value = self.head_norm(split[-1], np.ones(dim, np.float32), f"ones_{dim}", kv_heads)
-        query = self.head_norm(query, q_norm, q_name, heads)
+        whole = graph.linear(x, Stacked(parts) if len(parts) > 1 else parts[0])
+        split = graph.split(whole, [part.shape[0] for part in parts]) if len(parts) > 1 else [whole]
+        key, value = split[len(before)], split[-1]
+        value = self.head_norm(value, np.ones(dim, np.float32), f"ones_{dim}", kv_heads)
         k_weight = k_norm if order is None else k_norm[order]
         key = self.head_norm(key, k_weight, f"{weights.prefix}self_attn.k_norm.weight", kv_heads)
-        past = [names.past(layer, part) for part in ("key", "value")]
-        present = [names.present(layer, part) for part in ("key", "value")]
-        return self.attention(layer, query, key, value, past, positions, present=present, **sight)
+        return [*split[: len(before)], key, value]
+
+    def _cache(self, layer: int) -> tuple[list[str], list[str]]:
+        """Names of a layer's cache, before and after."""
+        parts = ("key", "value")
+        return [names.past(layer, part) for part in parts], [names.present(layer, part) for part in parts]
 
     def _head(self, stream: Stream) -> None:
         graph, text = self.graph, self.text

@@ -20,7 +20,7 @@ import numpy as np
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export.decoder import Stream, TextLayers
 from edge_runtime.export.graph import FLOAT, INT64, Graph
-from edge_runtime.export.matrix import Stored
+from edge_runtime.export.matrix import Stored, head_rows
 from edge_runtime.export.weights import Weights
 from edge_runtime.gemma.geometry import FULL, SLIDING
 
@@ -110,10 +110,11 @@ class _Drafter(TextLayers):
         cache = [f"shared_kv.{text.layer_types[layer]}.{part}" for part in ("key", "value")]
         empty = self.no_keys(layer)
         # The guessed token lies one past the cache's last, and transformers' mask lets it see a window from there.
-        window = text.sliding_window + 1
+        window = 0 if text.is_full(layer) else text.sliding_window + 1
         attended = self.attention(layer, query, empty, empty, cache, "position_ids", present=[], window=window)
-        swapped = self.target.k_eq_v and text.is_full(layer)
-        added, residual = self.after_attention(weights, layer, attended, residual, reorder=swapped)
+        order = self.order(layer) if self.target.k_eq_v and text.is_full(layer) else None
+        columns = None if order is None else head_rows(text.num_heads, text.head_dims[layer], order)
+        added, residual = self.after_attention(weights, layer, attended, residual, columns)
         return Stream(added, residual, float(weights.vector("layer_scalar", 1)[0]))
 
     def _head(self, hidden: str) -> str:

@@ -165,8 +165,11 @@ class Graph:
         return self.op("Slice", [x, start, stop, self.ints(axis)])
 
     def last(self, x: str, count: str, axis: int = 1) -> str:
-        """The last `count` (int64 [1], at least 1) entries along an axis."""
-        return self.slice(x, self.op("Neg", [count]), self.ints(np.iinfo(np.int64).max), axis)
+        """The last `count` (int64 [1], at least 1) entries along an axis that is not the last."""
+        part = self.slice(x, self.op("Neg", [count]), self.ints(np.iinfo(np.int64).max), axis)
+        if x in self._importance:
+            self._importance[part] = self._importance[x]
+        return part
 
     def rms_norm(self, x: str, weight: str, eps: float) -> str:
         """RMSNorm over the last axis: x * (mean(x^2) + eps)^-0.5 * weight."""

@@ -146,6 +146,15 @@ def _keeps_blocks(order: NDArray[np.int64], block: int) -> bool:
     return bool((blocks == blocks[:, :1] + np.arange(block)).all() and not (blocks[:, 0] % block).any())
 
 
-def head_rows(heads: int, head_dim: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices that apply one `order` of head dimensions within each of `heads` heads: int64 [heads * head_dim]."""
-    return (np.arange(heads)[:, None] * head_dim + order[None, :]).reshape(-1)
+def head_rows(
+    heads: int | NDArray[np.int64], head_dim: int, order: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Indices that put heads, and the dimensions within each, into another order: int64 [heads * head_dim].
+
+    Args:
+        heads: How many, or their order.
+        head_dim: Dimensions of each.
+        order: Of the dimensions; None: as they are.
+    """
+    first = (np.arange(heads) if isinstance(heads, int) else heads)[:, None] * head_dim
+    return (first + (np.arange(head_dim) if order is None else order)).reshape(-1)

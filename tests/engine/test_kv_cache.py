@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.engine.onnx.kv_cache import KVCache
+from edge_runtime.engine.onnx.kv_cache import LEAST_KEPT, KVCache
 from edge_runtime.errors import EdgeRuntimeError
 
 WINDOW = 5
@@ -17,6 +17,8 @@ WINDOW = 5
 def cache(context: int = 64, chunk: int = 4, largest: int = 0) -> KVCache:
     geometry: Any = SimpleNamespace(
         num_own_layers=2,
+        num_heads=2,
+        kv_sources=(0, 1, 1),
         sliding_window=WINDOW,
         kv_heads=(1, 2, 1),
         head_dims=(2, 4, 2),
@@ -40,6 +42,13 @@ def test_shapes():
     assert kv.buffers[1, "value"].shape == (1, 2, 64, 4)
     assert (2, "key") not in kv.buffers  # it shares
     assert kv.nbytes == 2 * 4 * (9 * 2 + 2 * 64 * 4)
+
+
+def test_a_short_context_leaves_room_for_query_heads_as_rows():
+    kv = cache(context=6)
+    assert kv.buffers[1, "key"].shape == (1, 2, LEAST_KEPT + 1, 4)
+    assert kv.layout.most_kept == LEAST_KEPT
+    assert cache().layout.most_kept == 63
 
 
 def test_a_short_context_needs_no_window():

@@ -55,10 +55,11 @@ class Runner:
         self.caches = {}
         for layer in range(self.text.num_own_layers):
             rows = capacity if self.text.is_full(layer) else self.window_capacity
+            rows = max(rows, chunk * self.text.num_heads // self.text.kv_heads[layer] + 1)
             shape = (1, self.text.kv_heads[layer], rows, self.text.head_dims[layer])
             for part in ("key", "value"):
                 # Whatever lies past the filled rows must not matter.
-                self.caches[layer, part] = ort.OrtValue.ortvalue_from_numpy(np.full(shape, np.nan, np.float32))
+                self.caches[layer, part] = ort.OrtValue.ortvalue_from_numpy(np.full(shape, 1e3, np.float32))
 
     def _make_room(self, count: int) -> None:
         if self.resident + count > self.window_capacity:

@@ -96,7 +96,7 @@ def test_images_see_themselves_whole(tmp_path: Path, changes: dict[str, Any]) ->
     for size in (48, 10, 1):
         decoder.begin(images)
         for first, end in decoder.cuts(48, size):
-            keep = (end - first + 1) // 2
+            keep = min((end - first + 1) // 2, decoder.most_kept)
             logits = decoder.step(IDS[first:end], decoder.embed(IDS[first:end]), keep)
             assert np.abs(logits - expected[end - keep : end]).max() < 1e-3
     decoder.close()

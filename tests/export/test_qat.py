@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 KNOWN = {"quantization_config": PACKED}
 
+ONE_KEY_HEAD = {"num_key_value_heads": 1}
+"""The order of query heads is that of the checkpoint then. With several, whole heads move, which here are half a block."""
+
 
 def as_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
@@ -274,17 +277,19 @@ def decoder_matrices(bundle: Path) -> dict[str, NDArray[np.float32]]:
     apart: dict[str, NDArray[np.float32]] = {}
     for name, (_, values) in rounded_matrices(bundle / names.DECODER).items():
         parts = name.split("+")
-        rows = [len(values)] if len(parts) == 1 else [64, 32, 32] if len(values) == 128 else [128, 64, 64]
+        # Queries have four times as many rows as keys, and the last layer with keys of its own multiplies them apart.
+        shares = [4, 1, 1][-len(parts) :]
+        rows = [len(values) * share // sum(shares) for share in shares]
         apart |= dict(zip(parts, np.split(values, np.cumsum(rows)[:-1]), strict=True))
     return apart
 
 
 @pytest.mark.parametrize("recipe", ["int4", "int8", "mobile"])
 def test_w4a16_checkpoint_becomes_a_bundle_with_the_same_weights(tmp_path: Path, recipe: str) -> None:
-    tensors = write_checkpoint(tmp_path / "model", dtype="BF16")
+    tensors = write_checkpoint(tmp_path / "model", dtype="BF16", **ONE_KEY_HEAD)
     grids = packed(tensors)
     write_safetensors(tmp_path / "model" / "model.safetensors", tensors, "BF16")
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**CONFIG, **KNOWN}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**CONFIG, **KNOWN, **ONE_KEY_HEAD}))
     report = export_checkpoint(tmp_path / "model", tmp_path / "bundle", recipe=recipe)
     assert verify(tmp_path / "bundle") == []
     found = decoder_matrices(tmp_path / "bundle")
@@ -300,7 +305,7 @@ def test_w4a16_checkpoint_becomes_a_bundle_with_the_same_weights(tmp_path: Path,
 
 @pytest.mark.parametrize("recipe", ["int4", "int8", "mobile"])
 def test_q4_0_checkpoint_becomes_a_bundle_with_the_same_weights(tmp_path: Path, recipe: str) -> None:
-    tensors = write_checkpoint(tmp_path / "model", dtype="BF16")
+    tensors = write_checkpoint(tmp_path / "model", dtype="BF16", **ONE_KEY_HEAD)
     for number, name in enumerate([*linear_names(tensors), "model.embed_tokens.weight"]):
         rows, width = tensors[name].shape
         tensors[name] = random_grid(rows, width, seed=number).values()

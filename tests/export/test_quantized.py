@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IDS = np.random.default_rng(5).integers(0, 96, 48)
-# Whole heads turn, so that the graph keeps the checkpoint's order of rows.
-ROPE = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 1.0, "rope_theta": 1e6},
+# Whole heads turn and all share one key head, so that the graph keeps the checkpoint's order of rows.
+ORDERED: dict[str, Any] = {
+    "num_key_value_heads": 1,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 1.0, "rope_theta": 1e6},
+    },
 }
 EXPERTS = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32}
 MODELS: dict[str, dict[str, Any]] = {
@@ -130,7 +133,7 @@ def as_int8(x: Any, block: int) -> Any:
 
 def export(folder: Path, model: str, form: Format) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """A bundle with exact tables, all matrices of its decoder in one format."""
-    changes = {"rope_parameters": ROPE, **MODELS[model]}
+    changes = {**ORDERED, **MODELS[model]}
     tensors = write_checkpoint(folder / "model", **changes)
     export_checkpoint(folder / "model", folder / "bundle", recipe="fp32")
     text = read_manifest(folder / "bundle").geometry.text

@@ -12,6 +12,7 @@ from edge_runtime.engine.llama.load import AUDIO_S
 from edge_runtime.engine.llama.server import Address
 from edge_runtime.engine.protocol import Info
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.settings_file import secret
 
 if TYPE_CHECKING:
     import threading
@@ -44,18 +45,22 @@ class Elsewhere:
 def open_remote(url: str, token_file: Path | None = None) -> LlamaEngine:
     """An engine for the server at `url`, such as `http://big-box:8080`.
 
+    Args:
+        url: Of the server.
+        token_file: File whose first line is the bearer token; a bare name is one of systemd's credentials.
+
     Raises:
-        EdgeRuntimeError: It is no address, or nothing answers there.
+        EdgeRuntimeError: It is no address, the token cannot be read, or nothing answers there.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise EdgeRuntimeError(f"{url} is no address of a server, such as http://big-box:8080")
     tls = parts.scheme == "https"
+    key = secret("route.token_file", token_file).strip() if token_file else None
     try:
-        key = token_file.read_text(encoding="utf-8").split("\n", 1)[0].strip() if token_file else None
         port = parts.port or (443 if tls else 80)
-    except (OSError, ValueError) as error:
-        raise EdgeRuntimeError(f"{token_file or url}: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        raise EdgeRuntimeError(f"{url}: {error}") from None
     address = Address(parts.hostname, port, key, tls=tls, prefix=parts.path.rstrip("/"))
     try:
         listed = ask(address, "/v1/models")

@@ -10,7 +10,7 @@ from edge_runtime.bundle import names
 from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
 from edge_runtime.engine.onnx.chunks import cut, cuts, window_bias
-from edge_runtime.engine.onnx.kv_cache import KVCache
+from edge_runtime.engine.onnx.kv_cache import KVCache, Layout
 from edge_runtime.engine.onnx.opening import open_graph
 from edge_runtime.engine.onnx.session import CPU
 from edge_runtime.gemma.image import BUDGETS
@@ -59,7 +59,7 @@ class _Core:
         self.per_layer = open_table(names.PLE_TABLE) if self.text.ple_dim else None
         self.inputs = {item.name for item in self.session.get_inputs()}
         self.rotary = {}
-        for name, table in rope_tables(self.text, context).items():
+        for name, table in rope_tables(self.text, Layout(self.text, context, CHUNK).rows).items():
             if name in self.inputs:
                 turned = table.astype(np.float16) if kv_type == "fp16" else table
                 self.rotary[name] = ort.OrtValue.ortvalue_from_numpy(turned)
@@ -138,14 +138,14 @@ class Decoder:
         self._caches_bound = 0
         for name, value in core.rotary.items():
             self._bind_input(name, value)
-        outputs = {item.name for item in self._session.get_outputs()}
+        outputs = [item.name for item in self._session.get_outputs()]
         for (layer, part), buffer in self.cache.buffers.items():
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
             self._bind_input(names.past(layer, part), value)
-            # Layers that share keys give them back as well where the kernel insists.
-            for user in [i for i, source in enumerate(self._text.kv_sources) if source == layer]:
-                if names.present(user, part) in outputs:
-                    self._binding.bind_ortvalue_output(names.present(user, part), value)
+            present = names.present(layer, part)
+            for output in outputs:
+                if output == present or output.startswith(names.given_back(present, "")):
+                    self._binding.bind_ortvalue_output(output, value)
                     self._caches_bound += 1
         self._logits: NDArray[np.float32] = np.empty((1, 0, self._text.vocab_size), np.float32)
         self._logits_value: Any = None
@@ -187,7 +187,7 @@ class Decoder:
         Args:
             ids: int64 `[n]`, as many as `cuts` says or fewer where no image is; the pad id where a soft token stands.
             embeddings: float32 `[n, hidden]`, soft tokens spliced in.
-            keep: Give logits for the last `keep` positions.
+            keep: Give logits for the last `keep` positions, `most_kept` at most.
 
         Returns:
             float32 `[keep, vocab]`; overwritten by the next step.
@@ -221,6 +221,11 @@ class Decoder:
         self._session.run_with_iobinding(self._binding)
         logits: NDArray[np.float32] = self._logits[0]
         return logits
+
+    @property
+    def most_kept(self) -> int:
+        """Of how many tokens a step can give logits."""
+        return self.cache.layout.most_kept
 
     def watch(self, values: Sequence[str]) -> None:
         """Has every further step keep these outputs of the graph in `watched`, `[n, width]`; call it before the first.

@@ -94,14 +94,15 @@ class Forcing:
         done = -(len(prompt.ids) - 1)  # the last token of the prompt is the first whose logits count
         whole = Prompt((*prompt.ids, *answer[:-1]), prompt.spans)
         ids, features = table_ids(whole, self._geometry.pad), dict(enumerate(soft))
-        for start, end in decoder.cuts(count, min(decoder.chunk, CHUNK)):
+        most = decoder.most_kept
+        for start, end in decoder.cuts(count, min(decoder.chunk, CHUNK, most)):
             size = end - start
             counted = max(0, min(size, done + size))
             # All of them, where values are watched: layers that share their keys see few tokens else.
             step = decoder.step(
                 ids[start:end],
                 embeddings(decoder, whole, features, ids, start, end),
-                keep=size if self._told else max(1, counted),
+                keep=min(size, most) if self._told else max(1, counted),
             )
             if self._told:
                 self._told(decoder.watched)

@@ -37,6 +37,8 @@ KV_DTYPES: dict[KVType, np.dtype[Any]] = {
     "int8": np.dtype(np.int8),
 }
 
+LEAST_KEPT = 16
+"""Of how many tokens a step can give logits, in the smallest context."""
 SLACK = 16
 """Rows that a kept window has beyond what its end needs, so that one may also go on a little before it."""
 
@@ -111,6 +113,7 @@ class Layout:
         self.dtype = KV_DTYPES[kv_type]
         self._geometry = geometry
         own = range(geometry.num_own_layers)
+        self._read_by_kept = frozenset(geometry.kv_sources[geometry.num_own_layers - 1 :])
         self.sliding = [(layer, part) for layer in own if not geometry.is_full(layer) for part in PARTS]
         self.full = [(layer, part) for layer in own if geometry.is_full(layer) for part in PARTS]
 
@@ -118,7 +121,19 @@ class Layout:
         """`[1, kv_heads, rows, head_dim]`; rows as reserved, if not given."""
         if rows is None:
             rows = self.context if self._geometry.is_full(layer) else self.capacity
+            if layer in self._read_by_kept:
+                rows = max(rows, LEAST_KEPT * self._group(layer) + 1)
         return 1, self._geometry.kv_heads[layer], rows, self._geometry.head_dims[layer]
+
+    @property
+    def rows(self) -> int:
+        """Of the largest buffer."""
+        return max(self.shape(layer)[2] for layer in range(self._geometry.num_own_layers))
+
+    @property
+    def most_kept(self) -> int:
+        """Of how many tokens a step can give logits, at most: see `export.kept`."""
+        return min((self.shape(layer)[2] - 1) // self._group(layer) for layer in self._read_by_kept)
 
     @property
     def nbytes(self) -> int:
@@ -133,6 +148,10 @@ class Layout:
         """Bytes of all that is needed to go on after `total` tokens, at most."""
         return self.window_bytes() + self._bytes(self.full, total)
 
+    def _group(self, layer: int) -> int:
+        """Query heads that share a key head."""
+        return self._geometry.num_heads // self._geometry.kv_heads[layer]
+
     def _bytes(self, places: Sequence[tuple[int, str]], rows: int | None) -> int:
         return sum(math.prod(self.shape(layer, rows)) for layer, _ in places) * self.dtype.itemsize
 
@@ -144,7 +163,7 @@ class KVCache:
         total: Tokens so far.
         resident: Rows in use on sliding layers.
         buffers: `[1, kv_heads, capacity, head_dim]` of each own-KV layer's "key" and "value"; they stay the same
-            arrays for the cache's whole life. Rows not in use hold garbage.
+            arrays for the cache's whole life. Rows not in use hold garbage, of finite numbers.
         changes: How often the sequence changed; who remembers what is in here can tell whether it still is.
     """
 

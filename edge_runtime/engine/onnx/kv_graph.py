@@ -35,7 +35,8 @@ REACH = 8.0
 
 _ATTENTION = "GroupQueryAttention"
 _K_NORM = re.compile(r"layers\.(\d+)\.self_attn\.k_norm\.weight$")
-_BIAS, _K_SCALE = 10, 12  # places of inputs
+_CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.key")
+_PAST_KEY, _BIAS, _K_SCALE = 3, 10, 12  # places of inputs
 
 
 def read_graph(path: Path) -> Any:
@@ -106,20 +107,20 @@ def _make_int8(graph: Any, text: TextGeometry, folder: Path) -> None:
             tensor = helper.make_tensor(_scale(layer, part), TensorProto.FLOAT, shape, scale.tobytes(), raw=True)
             graph.initializer.append(tensor)
     kinds = {value.name: value for value in graph.output}
-    for number, node in enumerate(_attention_nodes(graph)):
-        source = text.kv_sources[number]
+    for number, node in enumerate(node for node in graph.node if node.op_type == _ATTENTION):
+        source = int(_CACHE.fullmatch(node.input[_PAST_KEY])[1])  # type: ignore[index]  # they have no other names
         node.input.extend([""] * (_K_SCALE - len(node.input)))
         node.input.extend(_scale(source, part) for part in ("key", "value"))
         for name in ("k_quant_type", "v_quant_type"):
             node.attribute.append(helper.make_attribute(name, "PER_CHANNEL"))
         node.attribute.append(helper.make_attribute("kv_cache_bit_width", 8))
-        if source != number:
+        if len(node.output) == 1:
             for part in ("key", "value"):
-                output = names.present(number, part)
+                present = names.present(source, part)
+                output = names.given_back(present, number)
                 node.output.append(output)
-                shape = kinds[names.present(source, part)].type.tensor_type.shape
                 value = helper.make_tensor_value_info(output, TensorProto.INT8, None)
-                value.type.tensor_type.shape.CopyFrom(shape)
+                value.type.tensor_type.shape.CopyFrom(kinds[present].type.tensor_type.shape)
                 graph.output.append(value)
 
 
@@ -153,11 +154,6 @@ def _make_half(graph: Any) -> None:
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-
-
-def _attention_nodes(graph: Any) -> list[Any]:
-    """One for each layer, in their order."""
-    return [node for node in graph.node if node.op_type == _ATTENTION]
 
 
 def _scale(layer: int, part: str) -> str:
