@@ -38,8 +38,8 @@ def load(
         context: Tokens that prompt and answer may have together; None: 4096, or the model's own limit if that is less.
         memory_budget: What it may take, as "2G" or in bytes: a model that does not fit is refused before it is loaded.
             None: what the machine has.
-        kv_type: How keys and values are kept: "fp32", "fp16" or "int8". None: fp32 for a bundle; for a GGUF file fp16,
-            or int8 where memory is short.
+        kv_type: How keys and values are kept: "fp32", "fp16" or "int8". None: fp32 for a bundle, with CUDA fp16; for
+            a GGUF file fp16, or int8 where memory is short.
         sessions: Requests that may run at a time, each with keys and values of its own; of a bundle only.
         providers: "cpu", or "cuda" to compute a bundle on an NVIDIA GPU where ONNX Runtime can.
         gguf: What to run a GGUF file with, where that is not to be found out.

@@ -10,6 +10,9 @@ Inputs (float32 unless said; S tokens in this chunk, K of them kept, T in the ca
     window_seqlens_k int32 [1] = R - 1, window_total_sequence_length int32 [] = R    for sliding layers
     window_bias [1, 1, S, R]    0 where a token sees a row of a sliding layer's window, else a large negative number;
                                 only with bidirectional images, whose tokens a mask by position cannot tell apart
+    kept_bias [K, T'], kept_window_bias [K, R']    the same of the kept tokens, on full and on sliding layers, if any
+                                are read for them; T' is T, but at least 1 + K * G, where G query heads share a key head
+    kept_seqlens_k, kept_total_sequence_length = T', kept_window_seqlens_k, kept_window_total_sequence_length = R'
     cos_sliding, sin_sliding, cos_full, sin_full    see gemma.rope
     past_key_values.N.key, .value [1, kv heads, capacity, head size]   own layers only; rows past T or R are ignored
 Outputs
@@ -17,8 +20,8 @@ Outputs
 
 Of a prompt's tokens only keys and values are needed, so all but K of them end with those of the last layer that owns
 any: on E2B that leaves less than a third of the work. A sliding layer's buffer holds the newest R rows; the caller
-moves them to the front when it is full, and keys keep their absolute rotation. The buffers that those K tokens read
-have room for 1 + K * G rows, where G query heads share a key head, and hold ordinary numbers.
+moves them to the front when it is full, and keys keep their absolute rotation. Buffers have room for T' and R' rows,
+and hold ordinary numbers in all of them.
 """
 
 from __future__ import annotations
@@ -249,7 +252,7 @@ class _Decoder(TextLayers):
         if text.bidirectional_images and SLIDING in text.layer_types:
             self.bias = graph.input("window_bias", FLOAT, [1, 1, "sequence_length", "resident_length"])
         self._caches()
-        self.kept = KeptTokens(self, self.positions, self.bias)
+        self.kept = KeptTokens(self, self.positions)
         stream = Stream(embeds)
         for layer in range(text.num_layers):
             stream = self._layer(layer, stream, per_layer[layer] if per_layer else None)

@@ -9,13 +9,12 @@ row sees but the buffers and the rotary tables have room for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edge_runtime.export.graph import INT32, INT64, Graph
-from edge_runtime.gemma.geometry import FULL
+from edge_runtime.export.graph import FLOAT, INT32, Graph
+from edge_runtime.gemma.geometry import FULL, SLIDING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 COUNT = "num_logits_to_keep"
 """The input that says how many they are."""
-_HIDDEN = -1e9
-"""Large enough for a share of exactly 0, finite so that no kernel makes a NaN of it."""
+PREFIXES = {FULL: "kept_", SLIDING: "kept_window_"}
+"""How the inputs begin that say what they see."""
 
 
 class Layers(Protocol):
@@ -44,32 +43,15 @@ class Layers(Protocol):
         """See there."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of the kept tokens, for one kind of layer."""
-
-    lengths: list[str]
-    """int32 [1], index of the last key; int32 [], how many keys the kernel is told of."""
-    positions: str
-    """int64 [1, rows]."""
-    sight: str
-    """0 where a row sees a key, else a large negative number: [1, 1, rows, keys]."""
-
-
 class KeptTokens:
     """The last `COUNT` tokens of a step."""
 
-    def __init__(self, layers: Layers, positions: str, window_bias: str) -> None:
-        """Of a step.
-
-        Args:
-            layers: The decoder.
-            positions: Of all tokens, [1, tokens].
-            window_bias: What all tokens see on sliding layers, [1, 1, tokens, keys]; "": those before, in the window.
-        """
+    def __init__(self, layers: Layers, positions: str) -> None:
+        """Args: the decoder; positions of all tokens, [1, tokens]."""
         self._layers, self._graph, self._text = layers, layers.graph, layers.text
-        self._all_positions, self._window_bias = positions, window_bias
-        self._rows: dict[tuple[str, int], Rows] = {}
+        self._all_positions = positions
+        self._positions: dict[int, str] = {}
+        self._sights: dict[tuple[str, int], str] = {}
 
     def of(self, x: str) -> str:
         """Theirs of a value of all tokens, [1, tokens, n]."""
@@ -85,61 +67,37 @@ class KeptTokens:
         """
         text, kv_heads, dim = self._text, self._text.kv_heads[layer], self._text.head_dims[layer]
         kind, group = text.layer_types[layer], text.num_heads // kv_heads
-        if (kind, group) not in self._rows:
-            self._rows[kind, group] = self._make_rows(kind, group)
-        rows, empty = self._rows[kind, group], self._layers.no_keys(layer)
+        if (kind, group) not in self._sights:
+            self._sights[kind, group] = self._sight(kind, group)
+        if group not in self._positions:
+            own = self._graph.reshape(self.of(self._all_positions), -1, 1)
+            rows = self._graph.op("Expand", [own, self._graph.ints(1, group)])
+            self._positions[group] = self._graph.reshape(rows, 1, -1)
+        prefix, empty = PREFIXES[kind], self._layers.no_keys(layer)
         attended = self._layers.attention(
             layer,
             self._graph.reshape(query, 1, -1, kv_heads * dim),
             empty,
             empty,
             cache,
-            rows.positions,
+            self._positions[group],
             present=[],
-            bias=rows.sight,
+            bias=self._sights[kind, group],
             heads=kv_heads,
-            lengths=rows.lengths,
+            lengths=[f"{prefix}seqlens_k", f"{prefix}total_sequence_length"],
         )
         return self._graph.reshape(attended, 1, -1, text.num_heads * dim)
 
-    def _make_rows(self, kind: str, group: int) -> Rows:
-        graph = self._graph
-        length = "total_sequence_length" if kind == FULL else "window_total_sequence_length"
-        one = graph.const(np.array(1, np.int32), "int32_1")
-        count = graph.op("Squeeze", [graph.op("Cast", [COUNT], to=INT32)])
-        many = graph.op("Mul", [count, graph.const(np.array(group, np.int32), f"int32_{group}")])
-        total = graph.op("Max", [length, graph.op("Add", [many, one])])
-        last = graph.op("Unsqueeze", [graph.op("Sub", [total, one]), graph.ints(0)])
-        own = graph.reshape(self.of(self._all_positions), -1, 1)
-        positions = graph.reshape(graph.op("Expand", [own, graph.ints(1, group)]), 1, -1)
-        if self._window_bias and kind != FULL:
-            tokens = self._given_sight(length, total)
-        else:
-            tokens = self._sight(kind, count, length, total)
-        sight = graph.op("Expand", [graph.op("Unsqueeze", [tokens, graph.ints(1)]), graph.ints(1, group, 1)])
-        sight = graph.op("Unsqueeze", [graph.op("Flatten", [sight], axis=2), graph.ints(0, 1)])
-        return Rows([last, total], positions, sight)
-
-    def _sight(self, kind: str, count: str, length: str, total: str) -> str:
-        """0 where a token sees a key, else a large negative number: [kept, total]."""
-        graph = self._graph
-        zero, one = (graph.const(np.array(value, np.int32), f"int32_{value}") for value in (0, 1))
-        own = graph.op("Range", [graph.op("Sub", [length, count]), length, one])
-        own = graph.op("Unsqueeze", [own, graph.ints(1)])
-        keys = graph.op("Range", [zero, total, one])
-        seen = graph.op("LessOrEqual", [keys, own])
-        if kind != FULL:
-            window = graph.const(np.array(self._text.sliding_window, np.int32), "sliding_window")
-            seen = graph.op("And", [seen, graph.op("Less", [own, graph.op("Add", [keys, window])])])
-        return graph.op("Where", [seen, graph.scalar(0.0), graph.scalar(_HIDDEN)])
-
-    def _given_sight(self, length: str, total: str) -> str:
-        """The same, from what is given for all tokens and all keys that there are."""
-        graph = self._graph
-        given = graph.op("Squeeze", [graph.last(self._window_bias, COUNT, axis=2), graph.ints(0, 1)])
-        more = graph.op("Cast", [graph.op("Sub", [total, length])], to=INT64)
-        pads = graph.op("Concat", [graph.ints(0, 0, 0), graph.op("Unsqueeze", [more, graph.ints(0)])], axis=0)
-        return graph.op("Pad", [given, pads, graph.scalar(_HIDDEN)])
+    def _sight(self, kind: str, group: int) -> str:
+        """What each row sees, [1, 1, kept * group, keys], from what each token sees."""
+        graph, prefix = self._graph, PREFIXES[kind]
+        if not any(known == kind for known, _ in self._sights):
+            graph.input(f"{prefix}bias", FLOAT, ["kept_length", f"{prefix}keys"])
+            graph.input(f"{prefix}seqlens_k", INT32, [1])
+            graph.input(f"{prefix}total_sequence_length", INT32, [])
+        tokens = graph.op("Unsqueeze", [f"{prefix}bias", graph.ints(1)])
+        rows = graph.op("Flatten", [graph.op("Expand", [tokens, graph.ints(1, group, 1)])], axis=2)
+        return graph.op("Unsqueeze", [rows, graph.ints(0, 1)])
 
 
 def head_groups(heads: int, kv_heads: int) -> NDArray[np.int64] | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_runtime.engine.onnx.chunks import cuts, window_bias
+from edge_runtime.engine.onnx.chunks import cuts, kept_bias, window_bias
 from edge_runtime.engine.onnx.engine import OnnxEngine
 from edge_runtime.engine.onnx.kv_cache import Lengths
 from edge_runtime.engine.protocol import Request
@@ -84,3 +84,15 @@ def test_an_image_is_read_whole_whatever_the_chunk(checkpoint: Path, engine: Onn
     assert span[1] - span[0] > 256
     assert np.abs(logits[0] - logits[1]).max() < 1e-3
     assert np.abs(logits[0] - runs.first_logits(engine, engine.prepare(request))).max() > 1e-2
+
+
+def test_kept_bias():
+    lengths = Lengths(start=4, total=8, resident=6)
+    assert (kept_bias(lengths, 2, 0) == 0).tolist() == [[True] * 7 + [False], [True] * 8]
+    # Rows of positions 2 to 7, and three that are not there.
+    assert (kept_bias(lengths, 2, 9, 3) == 0).astype(int).tolist() == [
+        [0, 0, 1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, 0, 0, 0],
+    ]
+    # An image at 5 and 6 sees itself whole.
+    assert (kept_bias(lengths, 3, 0, 3, [(5, 7)]) == 0).astype(int).tolist()[0] == [0, 1, 1, 1, 1, 0]

@@ -55,7 +55,7 @@ class Runner:
         self.caches = {}
         for layer in range(self.text.num_own_layers):
             rows = capacity if self.text.is_full(layer) else self.window_capacity
-            rows = max(rows, chunk * self.text.num_heads // self.text.kv_heads[layer] + 1)
+            rows = max(rows, chunk * self.text.num_heads + 1)
             shape = (1, self.text.kv_heads[layer], rows, self.text.head_dims[layer])
             for part in ("key", "value"):
                 # Whatever lies past the filled rows must not matter.
@@ -83,6 +83,7 @@ class Runner:
             "num_logits_to_keep": np.array([keep], np.int64),
             **self.rope,
             **self.lengths(),
+            **self.sights(keep),
         }
         if self.ple:
             ple_ids = ids if ple_ids is None else ple_ids
@@ -107,6 +108,19 @@ class Runner:
         logits, hidden = outputs[:2]
         self.watched = {name: outputs[2 + len(self.caches) + at].numpy() for at, name in enumerate(self.watch)}
         return logits.numpy()[0].copy(), hidden.numpy()[0].copy()
+
+    def sights(self, keep: int) -> dict[str, Any]:
+        """What the last `keep` tokens see; keys that are not there are hidden."""
+        least = 1 + keep * self.text.num_heads
+        tokens = np.arange(self.total - keep, self.total)[:, None]
+        found = {}
+        for prefix, count in (("kept_", self.total), ("kept_window_", self.resident)):
+            keys = self.total - count + np.arange(max(count, least))
+            seen = (keys <= tokens) & ((prefix == "kept_") | (keys > tokens - self.text.sliding_window))
+            found[f"{prefix}bias"] = np.where(seen, 0, -1e9).astype(np.float32)
+            found[f"{prefix}seqlens_k"] = np.array([len(keys) - 1], np.int32)
+            found[f"{prefix}total_sequence_length"] = np.array(len(keys), np.int32)
+        return found
 
     def lengths(self) -> dict[str, Any]:
         return {

@@ -30,7 +30,7 @@ PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 KNOWN = {"quantization_config": PACKED}
 
 ONE_KEY_HEAD = {"num_key_value_heads": 1}
-"""The order of query heads is that of the checkpoint then. With several, whole heads move, which here are half a block."""
+"""The order of query heads is that of the checkpoint then; with several, whole heads move, here half a block each."""
 
 
 def as_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -56,9 +56,37 @@ def window_bias(lengths: Lengths, window: int, images: Sequence[tuple[int, int]]
         float32 `[1, 1, tokens, resident]`.
     """
     rows = np.arange(lengths.total - lengths.resident, lengths.total)
-    tokens = np.arange(lengths.start, lengths.total)
+    return _bias(rows, np.arange(lengths.start, lengths.total), window, images)[None, None]
+
+
+def kept_bias(
+    lengths: Lengths, keep: int, least: int, window: int | None = None, images: Sequence[tuple[int, int]] = ()
+) -> NDArray[np.float32]:
+    """What a chunk's last tokens see: the decoder's inputs `kept_bias` and `kept_window_bias`.
+
+    Args:
+        lengths: The cache after the chunk.
+        keep: How many tokens.
+        least: Keys that the kernel is told of at least; no token sees those beyond what there is.
+        window: On sliding layers, positions a token sees, with its own; None: full layers.
+        images: As in `window_bias`.
+
+    Returns:
+        float32 `[keep, keys]`.
+    """
+    count = lengths.total if window is None else lengths.resident
+    rows = np.arange(lengths.total - count, lengths.total - count + max(count, least))
+    return _bias(rows, np.arange(lengths.total - keep, lengths.total), window, images)
+
+
+def _bias(
+    rows: NDArray[np.int64], tokens: NDArray[np.int64], window: int | None, images: Sequence[tuple[int, int]]
+) -> NDArray[np.float32]:
+    """0 where one of `tokens` sees one of `rows`, both given as positions; a large negative number elsewhere."""
     sight = tokens.copy()
     for first, end in images:
-        sight[max(first - lengths.start, 0) : max(end - lengths.start, 0)] = end - 1
-    seen = (rows <= sight[:, None]) & (rows > tokens[:, None] - window)
-    return np.where(seen, np.float32(0), _HIDDEN)[None, None]
+        sight[max(first - tokens[0], 0) : max(end - tokens[0], 0)] = end - 1
+    seen = rows <= sight[:, None]
+    if window is not None:
+        seen &= rows > tokens[:, None] - window
+    return np.where(seen, np.float32(0), _HIDDEN)

@@ -9,7 +9,7 @@ import numpy as np
 from edge_runtime.bundle import names
 from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
-from edge_runtime.engine.onnx.chunks import cut, cuts, window_bias
+from edge_runtime.engine.onnx.chunks import cut, cuts, kept_bias, window_bias
 from edge_runtime.engine.onnx.kv_cache import KVCache, Layout
 from edge_runtime.engine.onnx.opening import open_graph
 from edge_runtime.engine.onnx.session import CPU
@@ -49,6 +49,7 @@ class _Core:
         import onnxruntime as ort  # noqa: PLC0415
 
         self.text, self.kv_type = manifest.geometry.text, kv_type
+        self.elsewhere = tuple(providers) != CPU
         self.session = open_graph(folder, names.DECODER, threads, checksums, packed, kv_type, self.text, providers)
 
         def open_table(name: str) -> Table:
@@ -135,13 +136,18 @@ class Decoder:
         self._binding = self._session.io_binding()
         # Buffers and tables live as long as the binding: it holds their addresses.
         self._fixed: list[Any] = []
+        # Of caches on another device, which takes a copy when they are bound and gives one back after each run.
+        self._travelling: list[tuple[str, Any]] = []
         self._caches_bound = 0
         for name, value in core.rotary.items():
             self._bind_input(name, value)
         outputs = [item.name for item in self._session.get_outputs()]
         for (layer, part), buffer in self.cache.buffers.items():
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
-            self._bind_input(names.past(layer, part), value)
+            past = names.past(layer, part)
+            self._bind_input(past, value)
+            if core.elsewhere:
+                self._travelling.append((past, value))
             present = names.present(layer, part)
             for output in outputs:
                 if output == present or output.startswith(names.given_back(present, "")):
@@ -203,8 +209,17 @@ class Decoder:
             "window_seqlens_k": np.array([lengths.resident - 1], np.int32),
             "window_total_sequence_length": np.array(lengths.resident, np.int32),
         }
+        window = self._text.sliding_window
         if self._text.bidirectional_images:
-            feed["window_bias"] = window_bias(lengths, self._text.sliding_window, self._images)
+            feed["window_bias"] = window_bias(lengths, window, self._images)
+        least = 1 + keep * self.cache.layout.group
+        for prefix, bias in (
+            ("kept_", kept_bias(lengths, keep, least)),
+            ("kept_window_", kept_bias(lengths, keep, least, window, self._images)),
+        ):
+            feed[f"{prefix}bias"] = bias
+            feed[f"{prefix}seqlens_k"] = np.array([bias.shape[1] - 1], np.int32)
+            feed[f"{prefix}total_sequence_length"] = np.array(bias.shape[1], np.int32)
         if self._per_layer is not None:
             own = self._text.num_own_layers * self._text.ple_dim
             # One read for both where both are wanted.
@@ -218,6 +233,8 @@ class Decoder:
         self._bind_logits(keep)
         for output in self._watching:
             self._binding.bind_output(output)  # anew, for its length may be another
+        for name, value in self._travelling:
+            self._binding.bind_ortvalue_input(name, value)
         self._session.run_with_iobinding(self._binding)
         logits: NDArray[np.float32] = self._logits[0]
         return logits
@@ -248,6 +265,7 @@ class Decoder:
         self._core.close()
         self._binding = self._session = self._logits_value = None
         self._fixed.clear()
+        self._travelling.clear()
 
     def _bind_input(self, name: str, value: Any) -> None:
         self._fixed.append(value)

@@ -109,7 +109,7 @@ class OnnxEngine:
             context: Tokens that prompt and answer may have together; None: `CONTEXT`, or the model's limit if less.
             threads: To compute with; None: the cores there are, four at most.
             name: What the model is called; None: as in the bundle.
-            kv_type: How keys and values are kept: "fp32", "fp16" or "int8"; None: fp32.
+            kv_type: How keys and values are kept: "fp32", "fp16" or "int8"; None: fp32, with CUDA fp16.
             memory_budget: Bytes that it may take; None: what the machine has.
             sessions: Requests that may run at a time.
             providers: "cpu", or "cuda" where ONNX Runtime can, which it says if it cannot.
@@ -126,12 +126,12 @@ class OnnxEngine:
             raise EdgeRuntimeError(f"context is {context}; this model takes 2 to {limit} tokens")
         if threads is not None and threads < 1:
             raise EdgeRuntimeError(f"threads is {threads}; it must be 1 or more")
-        threads, kind = threads or default_threads(), kv_type_of(kv_type)
+        threads, wanted = threads or default_threads(), available(providers)
+        kind = kv_type_of(kv_type, gpu=wanted != CPU)
         self._name, self._geometry = name or manifest.name, manifest.geometry
         checksums = Checksums.open(folder, manifest.files)
         if not 1 <= sessions <= MAX_SESSIONS:
             raise EdgeRuntimeError(f"sessions is {sessions}; it must be 1 to {MAX_SESSIONS}")
-        wanted = available(providers)
         packed = PackedGraphs.of(folder, manifest, cache if wanted == CPU else None)
         self.memory = plan_and_check(
             manifest,
@@ -349,7 +349,8 @@ class OnnxEngine:
     def _answer(self, prepared: Prepared, seat: Seat) -> Generator[Piece, None, None]:
         answer = prepared.answer
         started = first = time.perf_counter()
-        text = ""
+        text = thoughts = ""
+        scored = 0
         for token in self._tokens(prepared, seat):
             if token is None:
                 yield Piece("")
@@ -359,7 +360,10 @@ class OnnxEngine:
             text = answer.push(token)
             if answer.done:
                 break
-            yield Piece(text, tool_call=answer.called)
+            before, thoughts = thoughts, answer.parser.thoughts
+            logprobs = (prepared.sampler.logprobs or [])[scored:]
+            scored += len(logprobs)
+            yield Piece(text, tool_call=answer.called, thought=thoughts[len(before) :], scored=logprobs or None)
         ended = time.perf_counter()
         tail, reason = answer.finish()
         yield Piece(
@@ -375,6 +379,8 @@ class OnnxEngine:
             thoughts=answer.parser.thoughts,
             logprobs=prepared.sampler.logprobs,
             tool_call=answer.called,
+            thought=answer.parser.thoughts[len(thoughts) :],
+            scored=(prepared.sampler.logprobs or [])[scored:] or None,
         )
 
     @staticmethod

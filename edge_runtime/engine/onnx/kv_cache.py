@@ -43,17 +43,19 @@ SLACK = 16
 """Rows that a kept window has beyond what its end needs, so that one may also go on a little before it."""
 
 
-def kv_type_of(name: str | None) -> KVType:
-    """`name` if it is one of `KVType`; None: fp32.
+def kv_type_of(name: str | None, *, gpu: bool = False) -> KVType:
+    """`name` if it is one of `KVType`; None: fp32, on a `gpu` fp16, for which alone its attention kernel is made.
 
     Raises:
         EdgeRuntimeError: It is none.
     """
+    if name is None:
+        return "fp16" if gpu else "fp32"
+    if gpu and name in {"fp32", "int8"}:
+        raise EdgeRuntimeError(f"kv_type is {name!r}; with CUDA it must be fp16")
     for known in get_args(KVType):
         if name == known:
             return known  # type: ignore[no-any-return]
-    if name is None:
-        return "fp32"
     raise EdgeRuntimeError(f"kv_type is {name!r}; it must be one of {', '.join(get_args(KVType))}")
 
 
@@ -101,7 +103,11 @@ class Window(Span):
 
 
 class Layout:
-    """Shapes of a sequence's buffers."""
+    """Shapes of a sequence's buffers.
+
+    Attributes:
+        group: Query heads that share a key head, at most, where the tokens read whose logits are wanted.
+    """
 
     def __init__(
         self, geometry: TextGeometry, context: int, chunk: int, *, largest: int = 0, kv_type: KVType = "fp32"
@@ -114,6 +120,7 @@ class Layout:
         self._geometry = geometry
         own = range(geometry.num_own_layers)
         self._read_by_kept = frozenset(geometry.kv_sources[geometry.num_own_layers - 1 :])
+        self.group = max(geometry.num_heads // geometry.kv_heads[layer] for layer in self._read_by_kept)
         self.sliding = [(layer, part) for layer in own if not geometry.is_full(layer) for part in PARTS]
         self.full = [(layer, part) for layer in own if geometry.is_full(layer) for part in PARTS]
 
@@ -122,7 +129,7 @@ class Layout:
         if rows is None:
             rows = self.context if self._geometry.is_full(layer) else self.capacity
             if layer in self._read_by_kept:
-                rows = max(rows, LEAST_KEPT * self._group(layer) + 1)
+                rows = max(rows, LEAST_KEPT * self.group + 1)
         return 1, self._geometry.kv_heads[layer], rows, self._geometry.head_dims[layer]
 
     @property
@@ -133,7 +140,7 @@ class Layout:
     @property
     def most_kept(self) -> int:
         """Of how many tokens a step can give logits, at most: see `export.kept`."""
-        return min((self.shape(layer)[2] - 1) // self._group(layer) for layer in self._read_by_kept)
+        return (min(self.shape(layer)[2] for layer in self._read_by_kept) - 1) // self.group
 
     @property
     def nbytes(self) -> int:
@@ -147,10 +154,6 @@ class Layout:
     def saved_bytes(self, total: int) -> int:
         """Bytes of all that is needed to go on after `total` tokens, at most."""
         return self.window_bytes() + self._bytes(self.full, total)
-
-    def _group(self, layer: int) -> int:
-        """Query heads that share a key head."""
-        return self._geometry.num_heads // self._geometry.kv_heads[layer]
 
     def _bytes(self, places: Sequence[tuple[int, str]], rows: int | None) -> int:
         return sum(math.prod(self.shape(layer, rows)) for layer, _ in places) * self.dtype.itemsize
