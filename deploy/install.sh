@@ -5,8 +5,9 @@ set -eu
 
 usage() {
     cat <<END
-usage: install.sh [--wheelhouse DIR] [--extras LIST] [--no-start]
-           installs, or upgrades: settings and state stay, and the old version comes back if the new one does not start
+usage: install.sh [--wheelhouse DIR] [--extras LIST] [--kiosk] [--no-start]
+           installs, or upgrades: settings and state stay, and the old version comes back if the new one does not start;
+           with --kiosk the page on this box's own screen, too, with Debian's cage and chromium
        install.sh --uninstall [--purge]
            takes it away; with --purge settings, secrets and state as well
        install.sh --make-wheelhouse DIR [--platform aarch64|x86_64] [--python 3.11] [--extras LIST]
@@ -18,10 +19,11 @@ END
 name=edge-runtime
 prefix=/opt/$name
 etc=/etc/$name
-unit=/etc/systemd/system/$name.service
+units=/etc/systemd/system
+kiosk=$name-kiosk
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
-action=install extras=camera,wake wheelhouse="" platform="" version="" purge="" start=yes
+action=install extras=camera,wake wheelhouse="" platform="" version="" purge="" start=yes screen=""
 
 fail() {
     echo "install: $1" >&2
@@ -41,13 +43,14 @@ while [ $# -gt 0 ]; do
     --uninstall) action=uninstall ;;
     --purge) purge=yes ;;
     --no-start) start="" ;;
+    --kiosk) screen=yes ;;
     -h | --help) usage && exit 0 ;;
     *) usage >&2 && exit 2 ;;
     esac
     shift
 done
 
-# Where the unit and the example of the settings lie: beside the script in a wheelhouse, else in the source tree.
+# Where the units and the example of the settings lie: beside the script in a wheelhouse, else in the source tree.
 if [ -f "$here/$name.service" ]; then files=$here source=""; else files=$here/../systemd source=$here/..; fi
 settings=$here/config.toml
 
@@ -71,7 +74,7 @@ make_wheelhouse() {
         done
     fi
     "$python" -m pip download "$@" "$own[$extras]" pip
-    cp "$here/install.sh" "$settings" "$files/$name.service" "$wheelhouse/"
+    cp "$here/install.sh" "$settings" "$files/$name.service" "$files/$kiosk.service" "$wheelhouse/"
     echo "$extras" >"$wheelhouse/extras"
     echo "install: $(ls "$wheelhouse"/*.whl | wc -l) wheels, $(du -sh "$wheelhouse" | cut -f1), in $wheelhouse; there: sh install.sh"
 }
@@ -81,13 +84,25 @@ debian_packages() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null || wanted="python3-venv"
     ldconfig -p | grep -q libportaudio.so.2 || wanted="$wanted libportaudio2"
     [ -n "$wanted" ] || return 0
-    if command -v apt-get >/dev/null; then
-        echo "install: installing" $wanted
-        # Lists of packages that are missing or out of date: a new box has such.
-        { apt_install || { apt-get update -qq && apt_install; }; } >/dev/null 2>&1 && return 0
-    fi
+    fetch && return 0
     case $wanted in *python3-venv*) fail "python3-venv is missing: apt-get install python3-venv" ;; esac
     echo "install: libportaudio2 is missing: microphones do not work until apt-get install libportaudio2" >&2
+}
+
+kiosk_packages() {
+    wanted=""
+    for program in cage chromium seatd Xwayland; do
+        command -v $program >/dev/null || wanted="$wanted $(echo $program | tr X x)"
+    done
+    [ -z "$wanted" ] || fetch || fail "the page on the screen needs$wanted: apt-get install$wanted"
+    [ -x /usr/bin/chromium ] || fail "the page on the screen needs /usr/bin/chromium, as Debian has it"
+}
+
+fetch() {
+    command -v apt-get >/dev/null || return 1
+    echo "install: installing" $wanted
+    # Lists of packages that are missing or out of date: a new box has such.
+    { apt_install || { apt-get update -qq && apt_install; }; } >/dev/null 2>&1
 }
 
 apt_install() {
@@ -101,6 +116,7 @@ install_or_upgrade() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "$("$python" -V) is too old: 3.11 or later is needed; name one with PYTHON=..."
     debian_packages
+    [ -z "$screen" ] || kiosk_packages
     [ -n "$wheelhouse" ] || [ -n "$source" ] || wheelhouse=$here
     release=$prefix/releases/$(date +%Y%m%d-%H%M%S)-$$
     mkdir -p "$prefix/releases"
@@ -122,7 +138,10 @@ install_or_upgrade() {
     mkdir -p "$etc/secrets"
     chmod 700 "$etc/secrets"
     [ -e "$etc/config.toml" ] || install -m 644 "$settings" "$etc/config.toml"
-    install -m 644 "$files/$name.service" "$unit"
+    install -m 644 "$files/$name.service" "$units/"
+    if [ -n "$screen" ] || [ -e "$units/$kiosk.service" ]; then
+        install -m 644 "$files/$kiosk.service" "$units/"
+    fi
     ln -sf "$prefix/venv/bin/$name" /usr/local/bin/$name
     "$prefix/venv/bin/$name" doctor --write-limits --quiet >/dev/null || true
     if with_systemd; then
@@ -134,11 +153,19 @@ install_or_upgrade() {
             systemctl restart $name || true
             fail "the new version does not start, the one before is back: journalctl -u $name"
         fi
+        [ -z "$screen" ] || systemctl enable -q $kiosk
+        [ -z "$start" ] || [ ! -e "$units/$kiosk.service" ] || restart_kiosk
     fi
     for old in "$prefix"/releases/*; do
         [ "$old" = "$release" ] || [ "$old" = "$before" ] || rm -rf "$old"
     done
     echo "install: $("$prefix/venv/bin/$name" --version) is installed; settings: $etc/config.toml; check: $name doctor"
+}
+
+# An upgrade lets the page be where it was switched off.
+restart_kiosk() {
+    if [ -n "$screen" ]; then verb=restart; else verb=try-restart; fi
+    systemctl $verb $kiosk || echo "install: the page on the screen does not start: journalctl -u $kiosk" >&2
 }
 
 # A link is replaced in one step: whatever happens, one version or the other is there.
@@ -150,9 +177,10 @@ switch_to() {
 uninstall() {
     [ "$(id -u)" = 0 ] || fail "this needs root"
     if with_systemd; then
-        systemctl disable -q --now $name 2>/dev/null || true
+        for one in $kiosk $name; do systemctl disable -q --now $one 2>/dev/null || true; done
     fi
-    rm -rf "$unit" "$unit.d" "$prefix" /usr/local/bin/$name
+    for one in $kiosk $name; do rm -rf "$units/$one.service" "$units/$one.service.d"; done
+    rm -rf "$prefix" /usr/local/bin/$name
     if with_systemd; then systemctl daemon-reload; fi
     if [ -n "$purge" ]; then
         rm -rf "$etc" /var/lib/private/$name /var/lib/$name

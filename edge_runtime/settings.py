@@ -84,7 +84,7 @@ class RouteSettings:
     url: str | None = None
     """A llama-server or another edge-runtime, such as `http://big-box:8080`."""
     token_file: Path | None = None
-    """File whose first line is the bearer token for `url`."""
+    """File whose first line is the bearer token for `url`; a bare name is one of systemd's credentials."""
     device: str | None = field(default=None, metadata={"topic": "one level"})
     """Another edge-runtime at the same broker, by its `mqtt.device`."""
     when: tuple[str, ...] = ("request",)

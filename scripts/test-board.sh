@@ -25,10 +25,12 @@ fi
 wheels=$board/root/opt/wheelhouse
 PYTHON=.venv/bin/python deploy/install.sh --make-wheelhouse "$wheels" --platform "$(uname -m)" --python 3.11 --extras camera
 cp tests/board/hang.py "$wheels"
-# The machine whose power is cut is emulated, and made for x86-64 alone.
+# Two machines, one whose power is cut and one with a screen, are emulated and made for x86-64 alone.
 if [ "$(uname -m)" = x86_64 ]; then
     scripts/board-machine.sh "$board/root" "$board/machine"
     EDGE_RUNTIME_MACHINE=$board/machine
-    export EDGE_RUNTIME_MACHINE
+    scripts/board-screen.sh "$board/root" "$board/screen"
+    EDGE_RUNTIME_SCREEN=$board/screen
+    export EDGE_RUNTIME_MACHINE EDGE_RUNTIME_SCREEN
 fi
 EDGE_RUNTIME_BOARD=$board/root .venv/bin/python -m pytest tests/board -m slow -rP "$@"

@@ -226,14 +226,18 @@ def _http(settings: Settings) -> Finding:
     listen = settings.http.listen
     if listen == "off":
         return Finding("ok", "http", "off")
-    host, _, port = (listen or "127.0.0.1:8080").rpartition(":")
-    host = host.strip("[]")
+    from edge_runtime.daemon.http.server import DEFAULT_ADDRESS, parse_address  # noqa: PLC0415 - the command's start stays quick
+
+    try:
+        host, port = DEFAULT_ADDRESS if listen is None else parse_address(listen, "http.listen")
+    except EdgeRuntimeError as error:
+        return Finding("bad", "http", str(error))
     asked = "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - asked, not bound
     if settings.http.tls_cert is None:
-        connection = http.client.HTTPConnection(asked, int(port), timeout=HTTP_S)
+        connection = http.client.HTTPConnection(asked, port, timeout=HTTP_S)
     else:  # whether the certificate is right is for its clients to judge
         unverified = ssl._create_unverified_context()  # noqa: S323, SLF001 - nothing secret is said
-        connection = http.client.HTTPSConnection(asked, int(port), timeout=HTTP_S, context=unverified)
+        connection = http.client.HTTPSConnection(asked, port, timeout=HTTP_S, context=unverified)
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse().read(4096)

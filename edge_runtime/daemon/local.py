@@ -79,6 +79,7 @@ class LocalRequests:
         rank: int,
         on_delta: Callable[[str], None] | None,
         on_final: Callable[[dict[str, Any]], None],
+        on_part: Callable[[dict[str, Any]], None] | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> LocalHandle:
@@ -91,6 +92,8 @@ class LocalRequests:
             on_delta: Hears each piece of the answer, if the request streams.
             on_final: Hears the one final answer, as `answer` carries it; that of an error, too. Both are called in a
                 thread of the daemon's, before or after this returns, and must return at once.
+            on_part: Takes `on_delta`'s place for those who want what goes with the text, too:
+                `{"seq", "text", "thought", "logprobs"}`, the last two where they were asked for and there are any.
             priority: Higher runs sooner.
             deadline_s: Seconds after which nobody wants the answer.
 
@@ -111,7 +114,7 @@ class LocalRequests:
             kind=request.kind,
             client=client,
             reply=NOWHERE,
-            books=_Asked(request, on_delta, on_final, self._admission),
+            books=_Asked(request, on_part or _texts(on_delta), on_final, self._admission),
             rank=rank,
             priority=priority,
             deadline=None if deadline_s is None else now + deadline_s,
@@ -132,11 +135,11 @@ class _Asked:
     def __init__(
         self,
         request: Request,
-        on_delta: Callable[[str], None] | None,
+        on_part: Callable[[dict[str, Any]], None] | None,
         on_final: Callable[[dict[str, Any]], None],
         admission: Admission,
     ) -> None:
-        self._request, self._on_delta, self._on_final, self._admission = request, on_delta, on_final, admission
+        self._request, self._on_part, self._on_final, self._admission = request, on_part, on_final, admission
 
     def begin(self, _: Ticket) -> Request:
         return self._request
@@ -152,8 +155,12 @@ class _Asked:
         self.finish(ticket, error_body(ticket.id, STOPPING, "busy", retry_after_s=self._admission.retry_after_s()))
 
     def delta(self, _: Ticket, body: dict[str, Any]) -> None:
-        if self._on_delta is not None:
-            self._on_delta(body["text"])
+        if self._on_part is not None:
+            self._on_part(body)
+
+
+def _texts(on_delta: Callable[[str], None] | None) -> Callable[[dict[str, Any]], None] | None:
+    return None if on_delta is None else lambda body: on_delta(body["text"]) if body["text"] else None
 
 
 def _images(message: dict[str, Any]) -> int:

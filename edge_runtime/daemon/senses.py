@@ -167,8 +167,7 @@ def heard(
     with model.listen(transcribe_prompt(language), temperature=0, cancel=running.stop) as listening:
         for samples in utterance.pieces(running.stop):
             listening.feed(samples)
-        if utterance.aborted or not utterance.samples:
-            raise EdgeRuntimeError(f"microphone {utterance.microphone}: {utterance.aborted or NOTHING}", "cancelled")
+        check_said(utterance)
         told, text, timing = Teller(tell, ""), "", None
         for piece in listening.finish():
             text += piece.text
@@ -187,6 +186,15 @@ def collected(utterance: Utterance, stop: threading.Event) -> NDArray[np.float32
         EdgeRuntimeError: It came to nothing, or `stop` was set.
     """
     samples = list(utterance.pieces(stop))
-    if utterance.aborted or not samples:
-        raise EdgeRuntimeError(f"microphone {utterance.microphone}: {utterance.aborted or NOTHING}", "cancelled")
+    check_said(utterance)
     return np.concatenate(samples)
+
+
+def check_said(utterance: Utterance) -> None:
+    """Refuses an utterance that is over and came to nothing.
+
+    Raises:
+        EdgeRuntimeError: `cancelled`: nobody spoke, the microphone went away, or nobody wants it any more.
+    """
+    if utterance.aborted or not utterance.samples:
+        raise EdgeRuntimeError(f"microphone {utterance.microphone}: {utterance.aborted or NOTHING}", "cancelled")

@@ -11,8 +11,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from edge_runtime import media
-from edge_runtime.daemon.senses import Media, heard
+from edge_runtime.daemon.senses import Media, check_said, heard
 from edge_runtime.daemon.sessions import Conversation, Sessions, compose, turn_of
 from edge_runtime.errors import EdgeRuntimeError
 
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
+    from numpy.typing import NDArray
+
     from edge_runtime.daemon.admission import Admission, Running, Ticket
     from edge_runtime.daemon.requests import Request
     from edge_runtime.daemon.senses import Senses
     from edge_runtime.engine.protocol import Info, Piece, Transcript
     from edge_runtime.errors import ErrorCode
+    from edge_runtime.perception.utterance import Utterance
     from edge_runtime.settings import LimitsSettings
 
 log = logging.getLogger(__name__)
@@ -148,16 +153,17 @@ class Worker:
     def _chat(self, running: Running, request: Request) -> dict[str, Any]:
         ticket = running.ticket
         conversation = self._sessions.recall(ticket.client, request.session) if request.session else Conversation()
-        decoded = [{**message, "content": self._decoded(running, message["content"])} for message in request.messages]
         texts: list[str] = []
+        tell = self._teller(ticket)
         last: Piece | None = None
         with self._aloud(request.aloud, running) as say:
-            for piece in self._pieces(running, request, conversation, decoded):
+            for piece in self._answer(running, request, conversation):
                 last = piece
+                apart = _apart(request, piece)
+                if request.stream and (piece.text or apart):
+                    tell(piece.text, **apart)
                 if piece.text:
                     say(piece.text)
-                    if request.stream:
-                        ticket.books.delta(ticket, {"id": ticket.id, "seq": len(texts), "text": piece.text})
                     texts.append(piece.text)
         body: dict[str, Any] = {"id": ticket.id, "text": "".join(texts)}
         if last is not None:
@@ -173,6 +179,56 @@ class Worker:
         if self._senses is None:
             return contextlib.nullcontext(lambda _: None)
         return self._senses.aloud(microphone, running)
+
+    def _answer(self, running: Running, request: Request, conversation: Conversation) -> Generator[Piece, None, None]:
+        """The model's answer; where somebody still speaks and the model can, it listens meanwhile."""
+        *before, question = request.messages
+        decoded = [{**message, "content": self._decoded(running, message["content"])} for message in before]
+        utterance = self._spoken(running.ticket, question["content"])
+        if utterance is not None:
+            yield from self._listen(running, request, conversation, [*decoded, question], utterance)
+        else:
+            asked = {**question, "content": self._decoded(running, question["content"])}
+            yield from self._pieces(running, request, conversation, [*decoded, asked])
+
+    def _spoken(self, ticket: Ticket, content: Any) -> Utterance | None:
+        """What is being said, where a question is that and perhaps words after it; None: wait for its end."""
+        if isinstance(content, str) or [item["type"] for item in content[:2]] not in (["audio"], ["audio", "text"]):
+            return None
+        if len(content) > 2 or not hasattr(self._model, "listen"):
+            return None
+        utterance = self._media.spoken(content[0]["audio"], ticket)
+        return None if utterance is None or utterance.over.is_set() else utterance
+
+    def _listen(
+        self,
+        running: Running,
+        request: Request,
+        conversation: Conversation,
+        messages: list[dict[str, Any]],
+        utterance: Utterance,
+    ) -> Generator[Piece, None, None]:
+        """The answer to what is being said; where it does not fit after the conversation, `_pieces` asks again."""
+        *before, question = compose(conversation, messages, tools=bool(request.options.get("tools")))
+        words = "".join(item["text"] for item in question["content"] if item["type"] == "text")
+        model: Any = self._model  # not every one listens
+        said: list[NDArray[np.float32]] = []
+        speech = utterance.pieces(running.stop)
+        try:
+            with model.listen(words, messages=before, cancel=running.stop, **request.options) as listening:
+                for samples in speech:
+                    said.append(samples)
+                    listening.feed(samples)
+                check_said(utterance)
+                yield from listening.finish()
+        except EdgeRuntimeError as error:
+            if error.code != "too_large" or not conversation.turns:
+                raise
+            said += speech
+            check_said(utterance)
+            sound = {"type": "audio", "audio": np.concatenate(said)}
+            asked = {**question, "content": [sound, *question["content"][1:]]}
+            yield from self._pieces(running, request, conversation, [*messages[:-1], asked])
 
     def _pieces(
         self, running: Running, request: Request, conversation: Conversation, messages: list[dict[str, Any]]
@@ -215,10 +271,12 @@ class Worker:
         return body | {"finish_reason": "stop", "duration": round(len(samples) / media.SAMPLE_RATE, 2)}
 
     @staticmethod
-    def _teller(ticket: Ticket) -> Callable[[str], None]:
-        """Sends pieces of text, numbered."""
+    def _teller(ticket: Ticket) -> Callable[..., None]:
+        """Sends pieces of text, numbered, and what goes with them."""
         numbers = itertools.count()
-        return lambda text: ticket.books.delta(ticket, {"id": ticket.id, "seq": next(numbers), "text": text})
+        return lambda text, **more: ticket.books.delta(
+            ticket, {"id": ticket.id, "seq": next(numbers), "text": text, **more}
+        )
 
     def _decoded(self, running: Running, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
         """Content with the bytes of images and recordings decoded, within the limits; what a tool said is text."""
@@ -234,3 +292,9 @@ class Worker:
             else:
                 decoded.append(item)
         return decoded
+
+
+def _apart(request: Request, piece: Piece) -> dict[str, Any]:
+    """What a piece has beside its text, for those who asked for it."""
+    parts = {"thought": ("think", piece.thought), "logprobs": ("logprobs", piece.scored)}
+    return {name: value for name, (option, value) in parts.items() if request.options.get(option) and value}

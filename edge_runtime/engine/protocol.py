@@ -63,6 +63,8 @@ class Piece:
             OpenAI's API has it; natural logarithms of what the model itself holds likely, before temperature.
         tool_call: A call that is complete with this piece; on any piece.
         note: What the asker should know of the answer, such as that another model gave it.
+        thought: What `thoughts` gains by this piece; on any piece.
+        scored: What `logprobs` gains by this piece; on any piece.
     """
 
     text: str
@@ -74,6 +76,8 @@ class Piece:
     logprobs: list[dict[str, Any]] | None = None
     tool_call: dict[str, Any] | None = None
     note: str | None = None
+    thought: str = ""
+    scored: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

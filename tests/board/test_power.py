@@ -24,14 +24,14 @@ START_S = 400.0
 
 
 @contextlib.contextmanager
-def machine(folder):
-    """The box, switched on; its power is cut at the end. No KVM: it is to run anywhere."""
+def machine(folder, *more):
+    """The box, switched on; its power is cut at the end. `more` are arguments of QEMU's. No KVM: it runs anywhere."""
     (kernel,), (initrd,) = folder.glob("vmlinuz-*"), folder.glob("initrd.img-*")
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1500", "-nographic"]
     command += ["-no-reboot", "-kernel", str(kernel), "-initrd", str(initrd)]
     command += ["-append", "root=/dev/vda rw console=ttyS0 quiet"]
     command += ["-drive", f"file={folder / 'root.img'},format=raw,if=virtio"]
-    command += ["-netdev", "user,id=lan,restrict=off", "-device", "virtio-net-pci,netdev=lan"]
+    command += ["-netdev", "user,id=lan,restrict=off", "-device", "virtio-net-pci,netdev=lan", *more]
     with (folder / "console.log").open("ab") as console:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
     try:

@@ -110,6 +110,11 @@ def test_whoever_has_the_http_port(tmp_path, free_port, answer, state, says):
     listening.close()
 
 
+def test_an_http_address_that_is_none(tmp_path, free_port):
+    (finding,) = found(settings_of(tmp_path, free_port, http=HttpSettings(listen="8080")), "http")
+    assert (finding.state, finding.line[:11]) == ("bad", "http.listen")
+
+
 def test_a_camera_and_a_microphone_that_are_not_there(tmp_path, free_port):
     settings = settings_of(
         tmp_path,

@@ -77,6 +77,16 @@ def test_openai_streams(client, model):
     assert chunks[-1].usage.completion_tokens > 0
 
 
+def test_openai_hears_probabilities_as_they_come(client, model):
+    asked = {"model": model, "messages": ZOO, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**asked).choices[0]
+    pieces = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+    scored = [[token.token for token in piece.logprobs.content] for piece in pieces if piece.logprobs]
+    assert [token for tokens in scored for token in tokens] == [token.token for token in whole.logprobs.content]
+    assert len(scored) > 3
+    assert max(map(len, scored)) <= 2  # each with its piece
+
+
 def test_openai_sees_and_hears(client, model):
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{SIGN}"}}
     asked = [{"role": "user", "content": [image, {"type": "text", "text": "Read the sign."}]}]

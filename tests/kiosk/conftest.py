@@ -175,9 +175,16 @@ def box() -> Iterator[Callable[..., Box]]:
     """Starts a server with a fake model; what is given are settings of [kiosk]."""
     boxes: list[Box] = []
 
-    def begin(*, loaded: bool = True, http: dict[str, Any] | None = None, voice: bool = False, **kiosk: Any) -> Box:
+    def begin(
+        *,
+        loaded: bool = True,
+        http: dict[str, Any] | None = None,
+        voice: bool = False,
+        audio_s: float = 600,
+        **kiosk: Any,
+    ) -> Box:
         settings = Settings(
-            limits=LimitsSettings(queue=8, per_client=4),
+            limits=LimitsSettings(queue=8, per_client=4, audio_s=audio_s),
             http=replace(HttpSettings(listen="127.0.0.1:0"), **http or {}),
             speech=SpeechSettings(engine="auto" if voice else "off"),
             kiosk=replace(KioskSettings(), **kiosk),

@@ -9,6 +9,21 @@ import pytest
 pytestmark = pytest.mark.browser
 
 
+# A stand-in for a computer's own voice: Chromium has none that comes to an end where there is no sound card.
+SYNTHESIS = """
+window.spoken = [];
+window.SpeechSynthesisUtterance = class { constructor(text) { this.text = text; } };
+Object.defineProperty(window, "speechSynthesis", {value: {
+  getVoices: () => [{lang: "de-DE", localService: true}, {lang: "en-GB", localService: true}],
+  speak(speech) {
+    spoken.push([speech.text, speech.voice.lang]);
+    this.timer = setTimeout(() => speech.onend(), 300);
+  },
+  cancel() { clearTimeout(this.timer); },
+}});
+"""
+
+
 def begun(page):
     page.locator("#begin").click()
     page.locator("#mic").wait_for()
@@ -109,6 +124,17 @@ def test_the_space_bar_is_the_button(chromium, box, spoken, expect, state):
     expect(page.locator(".answer")).to_have_text("hello")
 
 
+def test_a_question_that_is_too_long_ends_with_a_warning(chromium, box, spoken, expect, state):
+    page = begun(chromium(box(audio_s=4).url, audio=spoken[0]))
+    page.locator("#mic").click()
+    state(page, "listening", "hearing")
+    expect(page.locator("#status")).to_have_text("Listening. 4 seconds are left")
+    expect(page.locator("#left")).to_have_text("2")  # it counts
+    expect(page.locator(".answer")).to_have_text("hello")
+    expect(page.locator("#notice")).to_contain_text("I can listen for 4 seconds at a time")
+    expect(page.locator("#left")).to_be_hidden()
+
+
 def test_without_leave_for_the_microphone_one_can_write(chromium, box, expect):
     page = begun(chromium(box().url, allowed=False))
     page.locator("#mic").click()
@@ -163,6 +189,25 @@ def test_an_answer_is_read_aloud_by_the_box(chromium, box, expect, state):
     assert heard.value.body()[:4] == b"RIFF"
     state(page, "speaking")
     state(page, "idle")
+
+
+def test_where_the_box_has_no_voice_the_computer_reads_aloud(chromium, box, expect, state):
+    page = chromium(box(suggestions=("one two. three four.",)).url)
+    page.add_init_script(SYNTHESIS)
+    page.reload()
+    begun(page)
+    page.locator("#suggestions button").click()
+    state(page, "speaking")
+    state(page, "idle")
+    said = [["one two.", "en-GB"], ["three four.", "en-GB"]]
+    assert page.evaluate("spoken") == said
+    page.locator("#aloud").click()
+    page.locator("#write").click()
+    page.locator("#text").fill("five six.")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer").last).to_have_text("five six.")
+    state(page, "idle")
+    assert page.evaluate("spoken") == said
 
 
 def test_the_server_is_killed_and_comes_back(chromium, own_daemon, expect):

@@ -5,7 +5,12 @@ The tests only look, unless KEEP_PICTURES is set.
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+
+from edge_runtime.engine.protocol import Piece
+from edge_runtime.errors import EdgeRuntimeError
 
 pytestmark = pytest.mark.browser
 
@@ -54,6 +59,14 @@ def test_listening(visit, look, spoken, state):
     look(page, "listening")
 
 
+def test_the_last_seconds_of_a_question(visit, look, spoken, expect, state):
+    _, page = visit(more={"audio": spoken[0]}, audio_s=8)
+    page.locator("#mic").click()
+    state(page, "listening", "hearing")
+    expect(page.locator("#left")).to_be_visible()
+    look(page, "ending", keep=False)
+
+
 def test_thinking(visit, look, state):
     made, page = visit()
     made.model.gate.clear()
@@ -66,6 +79,41 @@ def test_answer(visit, look, expect):
     made, page = visit()
     answered(made, page, expect)
     look(page, "answer")
+
+
+def test_answering(visit, look, state):
+    made, page = visit()
+
+    def chat(_messages, *, cancel, **_options):
+        yield Piece("The penguins are ")
+        while not cancel.wait(0.01):
+            pass
+        raise EdgeRuntimeError("cancelled", "cancelled")
+
+    made.model._chat = chat
+    page.locator("#suggestions button").first.click()
+    state(page, "answering")
+    look(page, "answering", keep=False)
+    page.locator("#mic").click()
+    state(page, "idle")
+    look(page, "interrupted", keep=False)
+
+
+def test_reading_aloud(visit, look, state):
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed")
+    made, page = visit(voice=True)
+    made.model.says = ANSWER * 3
+    page.locator("#suggestions button").first.click()
+    state(page, "speaking")
+    look(page, "speaking", keep=False)
+    state(page, "speaking")
+
+
+def test_waking_up(visit, look, expect):
+    _, page = visit(begun=False, loaded=False)
+    expect(page.locator("#away")).to_be_visible()
+    look(page, "loading", keep=False)
 
 
 def test_writing(visit, look, expect):

@@ -15,7 +15,7 @@ from edge_runtime.daemon.http.jobs import Backend, Job
 from edge_runtime.daemon.http.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -75,22 +75,37 @@ async def _events(backend: Backend, question: Question, client: str) -> AsyncIte
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         return streams.event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]})
 
+    scored, thought = 0, False
     async with Job(backend, question.request, client) as job:
         first: dict[str, Any] = {"role": "assistant"}
-        async for piece in job.pieces():
-            yield chunk({**first, "content": piece})
+        async for part in job.parts():
+            yield chunk({**first, **_delta(part)}, **_scores(question, part.get("logprobs")))
             first = {}
+            scored += len(part.get("logprobs", ()))
+            thought |= "thought" in part
     answer = job.answer
     rest = _message(answer)
     rest.pop("content")
+    if thought:
+        rest.pop("reasoning_content", None)
     for index, call in enumerate(rest.get("tool_calls", [])):
         call["index"] = index
     if first or rest:
         yield chunk({**first, **rest})
-    yield chunk({}, answer["finish_reason"], logprobs=_logprobs(answer.get("logprobs")))
+    yield chunk({}, answer["finish_reason"], **_scores(question, answer.get("logprobs", [])[scored:]))
     if question.usage:
         yield streams.event({**head, "choices": [], "usage": _usage(answer)})
     yield "data: [DONE]\n\n"
+
+
+def _delta(part: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"thought": "reasoning_content", "text": "content"}
+    return {name: part[given] for given, name in names.items() if part.get(given)}
+
+
+def _scores(question: Question, tokens: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """What a piece of an answer says of its tokens, if that was asked for."""
+    return {"logprobs": _logprobs(tokens or None)} if question.request.options.get("logprobs") else {}
 
 
 def _head(backend: Backend, kind: str) -> dict[str, Any]:

@@ -78,13 +78,14 @@ class Job:
         """
         self.answer: dict[str, Any] = {}
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[str | Mapping[str, Any]] = asyncio.Queue()
+        self._events: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
         try:
             self._handle = backend.requests.submit(
                 request,
                 client=client,
                 rank=rank if rank is not None else VOICE if request.spoken else TEXT,
-                on_delta=self._tell,
+                on_delta=None,
+                on_part=self._tell,
                 on_final=self._tell,
                 priority=request.priority,
                 deadline_s=request.deadline_s,
@@ -104,12 +105,22 @@ class Job:
         self._handle.cancel()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The pieces of the answer; none unless the request streams.
+        """The pieces of the answer's text; none unless the request streams.
 
         Raises:
             Problem: It failed.
         """
-        while isinstance(event := await self._events.get(), str):
+        async for part in self.parts():
+            if part["text"]:
+                yield part["text"]
+
+    async def parts(self) -> AsyncIterator[Mapping[str, Any]]:
+        """The pieces with all that goes with them, as `LocalRequests.submit` has them.
+
+        Raises:
+            Problem: It failed.
+        """
+        while "seq" in (event := await self._events.get()):
             yield event
         self.answer = dict(event)
         if "error" in event:
@@ -125,7 +136,7 @@ class Job:
             pass
         return self.answer
 
-    def _tell(self, event: str | Mapping[str, Any]) -> None:
+    def _tell(self, event: Mapping[str, Any]) -> None:
         """From the worker's thread."""
         with contextlib.suppress(RuntimeError):  # the server has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)

@@ -134,13 +134,15 @@ class Talk:
             await self._image(body)
         if not checks.truth("hands_free", body.get("hands_free", False)):
             await self._end_turn()  # the button interrupts
-            self._ear.record(min(PUSH_S, self._backend.settings.limits.audio_s))
+            most = min(PUSH_S, self._backend.settings.limits.audio_s)
+            self._ear.record(most)
+            await self._be("listening", seconds=most)
         else:
             pause = checks.number(0.2, 5)("pause_s", body.get("pause_s", EndpointOptions().pause_s))
             detector = await asyncio.to_thread(VoiceActivity)
             self._ear.listen(detector, replace(EndpointOptions(), pause_s=pause))
             self._ear.answering(on=self._turn is not None)
-        await self._be("listening")
+            await self._be("listening")
 
     async def _stop(self, _: dict[str, Any]) -> None:
         if self._ear.hands_free:
@@ -316,10 +318,10 @@ class Talk:
     def _forget(self) -> None:
         self._backend.forget(self._client, self._session)
 
-    async def _be(self, state: str) -> None:
+    async def _be(self, state: str, **more: Any) -> None:
         if state != self._state:
             self._state = state
-            await self._send("state", state=state)
+            await self._send("state", state=state, **more)
 
     async def _rest_state(self) -> None:
         """Says what happens when nothing happens."""

@@ -223,12 +223,14 @@ class Reading:
         """Takes an event; returns what may be shown now."""
         self._usage = event.get("usage") or self._usage
         self._timings = event.get("timings") or self._timings
-        text = ""
+        text = thoughts = ""
+        scored = len(self._logprobs)
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or {}
             text += choice.get("text") or delta.get("content") or ""
             thought = delta.get("reasoning_content") or ""
             self._thoughts.append(thought)
+            thoughts += thought
             for call in delta.get("tool_calls") or ():
                 self._call(call)
             if (text or thought or self._calls) and self._first is None:
@@ -243,7 +245,7 @@ class Reading:
                 self._reason = "length" if event.get("stop_type") == "limit" else "stop"
         shown = self._stops.push(text)
         self.done = self._stops.stopped
-        return Piece(self._fresh(shown))
+        return Piece(self._fresh(shown), thought=thoughts, scored=self._logprobs[scored:] or None)
 
     def finish(self) -> Piece:
         """The last piece."""

@@ -9,6 +9,7 @@ import {Turns} from "/kiosk/turns.js";
 import {Voice} from "/kiosk/voice.js";
 
 const HELD_MS = 400; // a shorter press is a tap: it begins, the next one ends
+const LAST_S = 10; // of what may be said at a time: the page counts them down
 const BUSY = ["thinking", "answering", "speaking"];
 const PROBLEMS = {busy: "e_busy", context_length_exceeded: "e_long", too_large: "e_long", unsupported_media: "e_media", expired: "e_busy"};
 const at = Object.fromEntries([...document.querySelectorAll("[id]")].map((found) => [found.id, found]));
@@ -16,6 +17,7 @@ const root = document.documentElement;
 
 let config = null, language = "en", modalities = [], server = "idle";
 let visiting = false, recording = false, wanted = false, pressed = 0, free = false, aloud = false, picture = null;
+let most = 0, until = Infinity; // seconds that may be said at a time, and when they are over
 
 const line = new Line(heard);
 const turns = new Turns(at.talk, say);
@@ -65,7 +67,7 @@ function choice(text, press) {
   return made;
 }
 
-function complain(key) { at["notice-text"].textContent = say(key); at.notice.hidden = false; }
+function complain(key, values) { at["notice-text"].textContent = say(key, values); at.notice.hidden = false; }
 
 function content() { at.notice.hidden = true; }
 
@@ -91,13 +93,17 @@ function show() {
   at.aloud.setAttribute("aria-pressed", aloud);
   at.picture.hidden = !picture;
   if (!["listening", "hearing"].includes(state)) at.mic.style.setProperty("--level", 0);
+  const seconds = recording ? Math.max(1, Math.ceil((until - performance.now()) / 1000)) : Infinity;
+  root.toggleAttribute("data-ending", seconds <= LAST_S);
+  at.left.textContent = seconds <= LAST_S ? seconds : "";
   at["mic-name"].textContent = say(busy ? "mic_stop" : recording ? "mic_done" : free && server === "idle" ? "mic_listen" : "mic_ask");
   const words = {
     idle: free ? "idle_free" : speech ? "idle" : "idle_write",
     listening: free ? "listening_free" : "listening",
     answering: free ? "answering" : "answering_plain",
   }[state] ?? state;
-  const text = state === "attract" ? "" : say(words);
+  // Said once, not every second: somebody may have the screen read to them, beside an open microphone.
+  const text = state === "attract" ? "" : seconds <= LAST_S ? say("ending", {n: Math.min(LAST_S, Math.round(most))}) : say(words);
   if (at.status.textContent !== text) at.status.textContent = text;
 }
 
@@ -154,10 +160,15 @@ function away({why}) {
   if (!at.away.open) { camera.close(); at.away.showModal(); at["away-title"].focus(); }
 }
 
-function state({state: now}) {
+function state({state: now, seconds}) {
   server = now;
+  if (seconds) { most = seconds; until = performance.now() + 1000 * seconds; }
   if (now === "hearing") voice.stop();
-  if (now === "thinking") { if (recording && !free) begun(); recording = false; }
+  if (now === "thinking") {
+    if (recording && wanted && !free) complain("e_limit", {n: Math.round(most)}); // nobody let go: it was too long
+    if (recording && !free) begun();
+    recording = false;
+  }
 }
 
 function transcript({text}) {
@@ -208,6 +219,7 @@ async function listen() {
   }
   if (!wanted || !visiting) return;
   recording = !free;
+  until = Infinity;
   line.say("start", {hands_free: free, language, ...manner()});
   show();
 }
@@ -341,6 +353,7 @@ addEventListener("keyup", (event) => {
   event.preventDefault();
   release();
 });
+setInterval(() => { if (recording) show(); }, 250);
 window.speechSynthesis?.addEventListener?.("voiceschanged", () => config && show());
 
 // --- the beginning ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def say(model, *pieces, **last):
 
     def chat(messages, *, cancel, **options):
         model.calls.append((messages, options))
-        yield from (Piece(piece) for piece in pieces)
+        yield from (piece if isinstance(piece, Piece) else Piece(piece) for piece in pieces)
         yield Piece("", **{**end, "timing": timing, **last})
 
     model._chat = chat
@@ -67,6 +67,30 @@ def test_thoughts_stand_apart(box, http):
     deltas = [chunk["choices"][0]["delta"] for chunk in events(http.post(URL, json=QUESTION | {"stream": True}))]
     assert "".join(delta.get("content", "") for delta in deltas) == "yes"
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
+
+
+def test_thoughts_come_as_they_are_thought(box, http):
+    say(box.model, Piece("", thought="h"), Piece("", thought="m"), "yes", thoughts="hm")
+    asked = QUESTION | {"stream": True, "reasoning_effort": "low"}
+    deltas = [chunk["choices"][0]["delta"] for chunk in events(http.post(URL, json=asked))]
+    assert deltas == [
+        {"role": "assistant", "reasoning_content": "h"},
+        {"reasoning_content": "m"},
+        {"content": "yes"},
+        {},
+    ]
+
+
+def test_probabilities_come_with_their_tokens(box, http):
+    one, two, three = ({"token": name, "logprob": -0.5, "bytes": [], "top_logprobs": []} for name in "abc")
+    say(box.model, Piece("a", scored=[one]), Piece("b"), Piece("", scored=[two]), logprobs=[one, two, three])
+    chunks = events(http.post(URL, json=QUESTION | {"logprobs": True, "stream": True}))
+    given = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert given == [
+        {"content": [one], "refusal": None},
+        None,
+        *({"content": [it], "refusal": None} for it in (two, three)),
+    ]
 
 
 def test_probabilities_and_cached_tokens(box, http):

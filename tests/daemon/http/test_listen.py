@@ -75,7 +75,7 @@ def test_push_to_talk(box, browse):
     ready = browser.wait("ready")
     assert (ready["model"], ready["sample_rate"]) == ("fake", 16_000)
     browser.tell("start", language="de", system="Be brief.", max_tokens=9)
-    browser.wait("state", state="listening")
+    assert browser.wait("state", state="listening")["seconds"] == 29
     browser.speak(SPEECH)
     browser.tell("stop")
     answer = browser.wait("answer")
