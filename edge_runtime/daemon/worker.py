@@ -17,6 +17,7 @@ from edge_runtime import media
 from edge_runtime.daemon.senses import Media, check_said, heard
 from edge_runtime.daemon.sessions import Conversation, Sessions, compose, turn_of
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.perception.utterance import Utterance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from edge_runtime.daemon.senses import Senses
     from edge_runtime.engine.protocol import Info, Piece, Transcript
     from edge_runtime.errors import ErrorCode
-    from edge_runtime.perception.utterance import Utterance
     from edge_runtime.settings import LimitsSettings
 
 log = logging.getLogger(__name__)
@@ -184,21 +184,31 @@ class Worker:
         """The model's answer; where somebody still speaks and the model can, it listens meanwhile."""
         *before, question = request.messages
         decoded = [{**message, "content": self._decoded(running, message["content"])} for message in before]
-        utterance = self._spoken(running.ticket, question["content"])
-        if utterance is not None:
+        question = {**question, "content": self._opened(running.ticket, question["content"])}
+        if (utterance := self._spoken(question["content"])) is not None:
             yield from self._listen(running, request, conversation, [*decoded, question], utterance)
         else:
             asked = {**question, "content": self._decoded(running, question["content"])}
             yield from self._pieces(running, request, conversation, [*decoded, asked])
 
-    def _spoken(self, ticket: Ticket, content: Any) -> Utterance | None:
+    def _opened(self, ticket: Ticket, content: Any) -> Any:
+        """Content with what a microphone hears for it in the microphone's place; that can be had once."""
+        if isinstance(content, str):
+            return content
+        return [
+            {**item, "audio": self._media.spoken(item["audio"], ticket) or item["audio"]}
+            if item["type"] == "audio"
+            else item
+            for item in content
+        ]
+
+    def _spoken(self, content: Any) -> Utterance | None:
         """What is being said, where a question is that and perhaps words after it; None: wait for its end."""
-        if isinstance(content, str) or [item["type"] for item in content[:2]] not in (["audio"], ["audio", "text"]):
+        if isinstance(content, str) or [item["type"] for item in content] not in (["audio"], ["audio", "text"]):
             return None
-        if len(content) > 2 or not hasattr(self._model, "listen"):
-            return None
-        utterance = self._media.spoken(content[0]["audio"], ticket)
-        return None if utterance is None or utterance.over.is_set() else utterance
+        said = content[0]["audio"]
+        listens = isinstance(said, Utterance) and not said.over.is_set() and hasattr(self._model, "listen")
+        return said if listens else None
 
     def _listen(
         self,

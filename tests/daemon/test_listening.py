@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.daemon.requests import Request
+from edge_runtime.daemon.requests import Live, Request
+from edge_runtime.daemon.senses import Senses
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.perception.utterance import Utterance
 from edge_runtime.settings import LimitsSettings, Settings
@@ -160,6 +161,38 @@ def test_a_question_that_is_over_already_is_asked_as_a_whole(home, listening, mo
     model.gate.set()
     assert asked.wait()["text"] == "heard "
     assert listening == []
+
+
+class Ears:
+    """What a microphone heard for a request can be fetched once."""
+
+    def __init__(self):
+        self.recordings = [Utterance("kitchen", "push", None)]
+
+    def pushed(self, ticket):
+        return self.recordings.pop()
+
+    def aloud(self, name, running):
+        return contextlib.nullcontext(lambda _: None)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_what_a_microphone_heard_is_fetched_once(listening, model, over):
+    ears: Any = Ears()
+    made = Senses(ears, eyes=ears)
+    (utterance,) = ears.recordings
+    utterance.push(SOUND)
+    if over:
+        utterance.end("pause")
+    with house(Settings(), model, lambda _: made) as home:
+        request = Request("ask", "q", [{"role": "user", "content": [{"type": "audio", "audio": Live("kitchen")}]}])
+        final: list[dict[str, Any]] = []
+        home.local.submit(request, client="c", rank=2, on_delta=None, on_final=final.append)
+        assert over or _soon(lambda: listening)
+        utterance.end("pause")
+        assert _soon(lambda: final)
+    assert final[0]["text"] == "heard "
+    assert len(listening) == (not over)
 
 
 def test_silence_and_giving_up_come_to_nothing(home, listening, model):
