@@ -30,7 +30,7 @@ test-oracle: .venv/.oracle  ## the comparisons with torch and transformers (inst
 test-board: .venv/.ready  ## the installed service in a Debian 12 (systemd-nspawn, qemu): watchdog, upgrade, power cuts; needs root
 	@scripts/test-board.sh
 
-test-arm64: .venv/.ready  ## the core of the tests on aarch64 with its wheels (qemu); needs root
+test-arm64: .venv/.ready  ## the core of the tests on aarch64 with its wheels (qemu, an hour or more); needs root
 	@scripts/test-arm64.sh
 
 soak: .venv/.ready  ## a day's requests as fast as they are answered: memory, files and threads stay flat
