@@ -13,6 +13,7 @@ from edge_runtime.engine.onnx.chunks import cut, cuts, kept_bias, window_bias
 from edge_runtime.engine.onnx.kv_cache import KVCache, Layout
 from edge_runtime.engine.onnx.opening import open_graph
 from edge_runtime.engine.onnx.session import CPU
+from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.image import BUDGETS
 from edge_runtime.gemma.rope import rope_tables
 
@@ -199,6 +200,8 @@ class Decoder:
             float32 `[keep, vocab]`; overwritten by the next step.
         """
         count = len(ids)
+        if not 0 < keep <= self.most_kept:
+            raise EdgeRuntimeError(f"logits of {keep} tokens at a step; 1 to {self.most_kept} fit", "internal")
         lengths = self.cache.advance(count)
         feed: dict[str, NDArray[Any]] = {
             "inputs_embeds": np.ascontiguousarray(embeddings, np.float32)[None],
