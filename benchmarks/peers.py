@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import gguf_synthetic, synthetic
+from benchmarks import synthetic
 from benchmarks.peers_plot import draw
 from edge_runtime.engine.loading import load
 from edge_runtime.export import export_checkpoint
@@ -93,6 +93,8 @@ def make(work: Path, size: str, models: dict[str, Path], tokenizer: str) -> None
             synthetic.main([size, str(checkpoint), "--tokenizer", tokenizer])
         export_checkpoint(checkpoint, models[OURS], recipe="int4")
     if not models[THEIRS].exists():
+        from benchmarks import gguf_synthetic  # noqa: PLC0415 - its package is in the extra `bench`
+
         gguf_synthetic.main([size, str(models[THEIRS]), "--tokenizer", str(models[OURS])])
     if checkpoint.exists():
         shutil.rmtree(checkpoint)
