@@ -2,17 +2,21 @@
 const EDGE = 1024; // longest side, in pixels: models look at less
 
 export class Camera {
-  constructor(box, view) { this.box = box; this.view = view; }
+  constructor(box, view, button) { this.box = box; this.view = view; this.button = button; }
 
   static get there() { return Boolean(navigator.mediaDevices?.getUserMedia); }
 
-  // Shows what it sees; raises if it may not be used, or if there is none.
+  // Shows what it sees, from when the button works; raises if it may not be used, or if there is none.
   async open() {
     const video = {width: {ideal: 1280}, height: {ideal: 960}, facingMode: {ideal: "environment"}};
     this.stream = await navigator.mediaDevices.getUserMedia({video});
     this.view.srcObject = this.stream;
+    this.button.disabled = true;
     this.box.showModal();
     await this.view.play();
+    if (this.view.requestVideoFrameCallback) await new Promise((seen) => this.view.requestVideoFrameCallback(seen));
+    this.button.disabled = false;
+    this.button.focus();
   }
 
   // What it sees now, as a data URI.

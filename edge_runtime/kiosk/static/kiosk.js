@@ -22,7 +22,7 @@ let most = 0, until = Infinity; // seconds that may be said at a time, and when 
 const line = new Line(heard);
 const turns = new Turns(at.talk, say);
 const voice = new Voice(line, ({failed}) => { if (failed) complain("e_voice"); show(); });
-const camera = new Camera(at["camera-box"], at.view);
+const camera = new Camera(at["camera-box"], at.view, at.snap);
 const microphone = new Microphone((samples, level) => {
   if (!recording && !free) return;
   line.sound(samples);
