@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import synthetic
 from benchmarks.peers_plot import draw
+from edge_runtime.cli.bench import WORDS
 from edge_runtime.engine.loading import load
 from edge_runtime.export import export_checkpoint
 from edge_runtime.machine import readable
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 OURS, THEIRS = "edge-runtime int4", "llama.cpp Q4_0"
 PROMPTS = (128, 512, 1024, 4096)
 NEW_TOKENS = 32
-_WORDS = " of the and to in a is that for it as was with be by on not he his but at are this have from or had an they"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,7 +119,7 @@ def measure(path: Path, prompts: Sequence[int], threads: int) -> dict[str, Any]:
 
 
 def _answer(model: Model, count: int, number: int) -> dict[str, float]:
-    words = _WORDS.split()
+    words = WORDS.split()
     # Another beginning each time, so that nothing that was read before is of use; every word is a token.
     text = f"{chr(ord('a') + number)} " + " ".join(words[at % len(words)] for at in range(count - 3))
     last = list(model.complete(text, max_tokens=NEW_TOKENS, temperature=0))[-1]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 HELP = "Measures a model on this machine: tokens read and written a second, time to the first token, memory."
 EXAMPLE = "edge-runtime bench --model bundle --prompt-tokens 512 --new-tokens 64"
 
-_WORDS = " of the and to in a is that for it as was with be by on not he his but at are this have from or had an they"
+WORDS = " of the and to in a is that for it as was with be by on not he his but at are this have from or had an they"
+"""Common words, each a token of its own in Gemma's vocabulary."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prompt(model: Model, tokens: int) -> str:
-    """About so many tokens of text: common words, each a token of its own in Gemma's vocabulary."""
-    words = _WORDS.split()
+    """About so many tokens of text."""
+    words = WORDS.split()
     text = " ".join(words[at % len(words)] for at in range(tokens))
     last = list(model.complete(text, max_tokens=1, temperature=0))[-1]
     found = last.usage["prompt_tokens"] if last.usage else tokens
