@@ -20,6 +20,7 @@ class MemoryPlan:
         prefix_cache: Keys and values of earlier prompts.
         mapped: What of weights and towers is pages of a file: the system may drop them and read them again.
         loading: The most anonymous memory at a time while the model is loaded; gone when that is done.
+        at_once: Whether decoder and tokenizer may be loaded side by side without taking more than `anonymous`.
     """
 
     weights: int
@@ -30,6 +31,7 @@ class MemoryPlan:
     prefix_cache: int
     mapped: int = 0
     loading: int = 0
+    at_once: bool = False
 
     @property
     def total(self) -> int:

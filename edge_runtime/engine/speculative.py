@@ -10,7 +10,9 @@ Knows numbers and functions only, nothing of ONNX Runtime.
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -25,18 +27,18 @@ COSTS = (1.0, 1.27, 1.78, 2.25, 2.68)
 """Time of a step over 1, 2, .. tokens against one over 1, until it is measured; these are E2B's in int4 on AVX2."""
 GRAM = 3
 """Tokens that must have stood together before for what followed them to be a guess."""
-MARGIN = 1.02
+MARGIN = 1.04
 """Guesses must be worth this much more than none."""
 REST = 48
 """Steps without guesses, after they lost, until they are tried again."""
-CHECK = 64
+CHECK = 32
 """Every so many steps one without guesses, so that their worth is measured against something."""
 DRAFTING = 0.1
 """Time of making a guess against a step over one token, until it is measured."""
 WEIGHT = 0.05
 """Of the newest guess in the share of right ones."""
-SLOWER, FASTER = 0.1, 0.5
-"""Of the newest time in an average: what is slow may have waited for another program."""
+LAST = 9
+"""Times of each kind of which the median counts: what is slow may have waited for another program."""
 
 
 class Drafts(Protocol):
@@ -87,6 +89,7 @@ class Times:
     """How long steps over 1, 2, .. tokens take, and making a guess."""
 
     def __init__(self) -> None:
+        self._last: dict[int, deque[float]] = {}
         self._seconds: dict[int, float] = {}
         self._begun: set[int] = set()
 
@@ -95,12 +98,9 @@ class Times:
         if tokens not in self._begun:  # the first of its kind opens and reserves things
             self._begun.add(tokens)
             return
-        before = self._seconds.get(tokens)
-        if before is None:
-            self._seconds[tokens] = seconds
-        else:
-            weight = FASTER if seconds < before else SLOWER
-            self._seconds[tokens] = before + weight * (min(seconds, 3 * before) - before)
+        last = self._last.setdefault(tokens, deque(maxlen=LAST))
+        last.append(seconds)
+        self._seconds[tokens] = statistics.median(last)
 
     @property
     def known(self) -> bool:
@@ -121,12 +121,7 @@ class Times:
 
 
 class Pace:
-    """How many guesses are worth their time.
-
-    Attributes:
-        drafted: Guesses so far.
-        accepted: Those that were right.
-    """
+    """How many guesses are worth their time; answers are short, so it goes on from one to the next."""
 
     def __init__(self, times: Times, most: int = MOST, *, drafted: bool = False) -> None:
         """Begins hopeful.
@@ -139,7 +134,6 @@ class Pace:
         self._times, self._most, self._takes_time = times, most, drafted
         self._share = 0.7
         self._rest = self._count = 0
-        self.drafted = self.accepted = 0
 
     def length(self) -> int:
         """Guesses to make now."""
@@ -158,8 +152,6 @@ class Pace:
 
     def note(self, drafted: int, accepted: int) -> None:
         """What came of some guesses."""
-        self.drafted += drafted
-        self.accepted += accepted
         for number in range(min(drafted, accepted + 1)):  # those after the first wrong one say nothing
             self._share += WEIGHT * ((number < accepted) - self._share)
 
@@ -168,6 +160,19 @@ class Pace:
         tokens = sum(self._share**number for number in range(guesses + 1))
         extra = guesses * self._times.drafting if self._takes_time else 0.0
         return tokens / (self._times.cost(guesses + 1) + extra) if guesses else 1.0
+
+
+class Habits:
+    """What a model's answers so far say of guesses.
+
+    Attributes:
+        times: Of its steps.
+        paces: One for each source: `lookup`, and `drafter` where there is one.
+    """
+
+    def __init__(self) -> None:
+        self.times = Times()
+        self.paces = {"lookup": Pace(self.times), "drafter": Pace(self.times, drafted=True)}
 
 
 class Lookup:
@@ -198,7 +203,8 @@ class Guesses:
     """Looks guesses up, else has a drafter make them; as many as pay.
 
     Attributes:
-        paces: One for each source: `lookup`, and `drafter` where there is one.
+        drafted: Guesses so far.
+        accepted: Those that were right.
     """
 
     def __init__(
@@ -207,7 +213,7 @@ class Guesses:
         room: Callable[[], int],
         drafter: Callable[[int, int, int], Sequence[int]] | None = None,
         *,
-        times: Times | None = None,
+        habits: Habits | None = None,
     ) -> None:
         """Takes what was read.
 
@@ -215,11 +221,11 @@ class Guesses:
             prompt: Its token ids.
             room: Tokens that the context still has room for.
             drafter: Is told the last token, how many of the guesses before were right, and how many are wanted.
-            times: Of the model's steps, where some are known.
+            habits: What earlier answers said.
         """
         self._lookup, self._room, self._drafter = Lookup(prompt), room, drafter
-        self._times = times or Times()
-        self.paces = {"lookup": Pace(self._times), "drafter": Pace(self._times, drafted=True)}
+        self._habits = habits or Habits()
+        self.drafted = self.accepted = 0
         self._source = "lookup"
         self._guesses: list[int] = []
         self._accepted = 0
@@ -231,13 +237,13 @@ class Guesses:
         self._guesses = []
         self._source = "lookup"
         if self._lookup.guess(1):
-            self._guesses = self._lookup.guess(min(room, self.paces["lookup"].length()))
+            self._guesses = self._lookup.guess(min(room, self._habits.paces["lookup"].length()))
         elif self._drafter is not None:
             self._source = "drafter"
-            if count := min(room, self.paces["drafter"].length()):
+            if count := min(room, self._habits.paces["drafter"].length()):
                 started = time.perf_counter()
                 self._guesses = list(self._drafter(token, self._accepted, count))
-                self._times.note(0, (time.perf_counter() - started) / count)
+                self._habits.times.note(0, (time.perf_counter() - started) / count)
         return self._guesses
 
     def note(self, accepted: int, seconds: float) -> None:
@@ -245,6 +251,8 @@ class Guesses:
         for token in self._guesses[:accepted]:
             self._lookup.push(token)
         self._accepted = accepted
-        self._times.note(len(self._guesses) + 1, seconds)
+        self._habits.times.note(len(self._guesses) + 1, seconds)
         if self._guesses:
-            self.paces[self._source].note(len(self._guesses), accepted)
+            self.drafted += len(self._guesses)
+            self.accepted += accepted
+            self._habits.paces[self._source].note(len(self._guesses), accepted)

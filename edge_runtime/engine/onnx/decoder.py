@@ -155,7 +155,7 @@ class Decoder:
                     self._binding.bind_ortvalue_output(output, value)
                     self._caches_bound += 1
         self._logits: NDArray[np.float32] = np.empty((1, 0, self._text.vocab_size), np.float32)
-        self._logits_value: Any = None
+        self._all_logits, self._logits_value = self._logits, None
         self._watching: Sequence[str] = ()
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -279,7 +279,9 @@ class Decoder:
             return
         import onnxruntime as ort  # noqa: PLC0415
 
-        self._logits = np.empty((1, keep, self._text.vocab_size), np.float32)
+        if self._all_logits.shape[1] < keep:
+            self._all_logits = np.empty((1, keep, self._text.vocab_size), np.float32)
+        self._logits = self._all_logits[:, :keep]
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
         self._binding.bind_ortvalue_output("logits", self._logits_value)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,16 +22,16 @@ from edge_runtime.engine.onnx.kv_cache import kv_type_of
 from edge_runtime.engine.onnx.listening import Listening
 from edge_runtime.engine.onnx.memory import image_limit, plan_and_check
 from edge_runtime.engine.onnx.packed import PackedGraphs
+from edge_runtime.engine.onnx.parts import decoder_and_tokenizer, generation_config, text_file
 from edge_runtime.engine.onnx.prefix import Lru
 from edge_runtime.engine.onnx.prompts import Prompts, embeddings, table_ids
 from edge_runtime.engine.onnx.seats import Seats, Turns
-from edge_runtime.engine.onnx.session import CPU, available, default_threads, give_back
+from edge_runtime.engine.onnx.session import CPU, available, default_threads
 from edge_runtime.engine.onnx.shelf import Shelf
 from edge_runtime.engine.protocol import Info, Piece, Timing, Usage
-from edge_runtime.engine.speculative import Guesses, Times, decode
+from edge_runtime.engine.speculative import Guesses, Habits, decode
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.chat import ChatTemplate
-from edge_runtime.gemma.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import contextlib
@@ -142,22 +141,23 @@ class OnnxEngine:
             budget=memory_budget,
         )
         checksums.check(*(file for file in names.COPIED if file in manifest.files))
-        self._generation = _generation_config(folder)
+        self._generation = generation_config(folder)
         kept = Lru(self.memory.prefix_cache)
-        # The decoder first: what loading it takes for a moment is gone before the tokenizer takes as much.
-        self._decoder = Decoder(
+        self._decoder, self.tokenizer = decoder_and_tokenizer(
             folder,
-            manifest,
-            context=context,
-            threads=threads,
-            checksums=checksums,
-            kv_type=kind,
-            packed=packed,
-            providers=wanted,
+            lambda: Decoder(
+                folder,
+                manifest,
+                context=context,
+                threads=threads,
+                checksums=checksums,
+                kv_type=kind,
+                packed=packed,
+                providers=wanted,
+            ),
+            at_once=self.memory.at_once,
         )
-        self.tokenizer = Tokenizer.from_folder(folder)
-        template = ChatTemplate(_text_file(folder / names.CHAT_TEMPLATE), self.tokenizer)
-        give_back()
+        template = ChatTemplate(text_file(folder / names.CHAT_TEMPLATE), self.tokenizer)
         largest = image_limit(manifest, self.memory, memory_budget)
         self._encoders = Encoders(
             folder, manifest, threads, checksums, kept=kept, packed=packed, providers=wanted, image_limit=largest
@@ -170,7 +170,7 @@ class OnnxEngine:
             self._drafter = Drafter(folder, manifest, context=context, threads=threads, checksums=checksums)
             for decoder in decoders:
                 decoder.watch([STATE])
-        self._times = Times()
+        self._habits = Habits()
         self._shelf = Shelf.of(cache, manifest, self._decoder.cache.layout) if cache else None
         self._seats, self._turns = Seats(decoders, kept, self._shelf), Turns()
         self._ends = self._end_tokens()
@@ -291,7 +291,7 @@ class OnnxEngine:
             prepared.prompt.ids,
             lambda: decoder.context - decoder.cache.total,
             guess if drafter is not None else None,
-            times=self._times,
+            habits=self._habits,
         )
         yield from decode(logits, step, seat.go_back, prepared.sampler.pick, prepared.answer.guesses)
 
@@ -404,28 +404,5 @@ def _usage(prepared: Prepared, cached: int) -> Usage:
     if prepared.ready.dropped:
         usage["dropped_turns"] = prepared.ready.dropped
     if (guesses := prepared.answer.guesses) is not None:
-        paces = guesses.paces.values()
-        usage["drafted_tokens"] = sum(pace.drafted for pace in paces)
-        usage["accepted_tokens"] = sum(pace.accepted for pace in paces)
+        usage["drafted_tokens"], usage["accepted_tokens"] = guesses.drafted, guesses.accepted
     return usage
-
-
-def _text_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise EdgeRuntimeError(f"{path.parent} has no {path.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgeRuntimeError(f"{path} cannot be read: {error}") from None
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json, {} if there is none."""
-    path = folder / names.GENERATION_CONFIG
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(_text_file(path))
-    except ValueError as error:
-        raise EdgeRuntimeError(f"{path} is damaged: {error}") from None
-    return config if isinstance(config, dict) else {}

@@ -6,6 +6,7 @@ models of several shapes really take.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_runtime import machine
@@ -62,14 +63,14 @@ def plan(
     program = _PROGRAM + _TOKENIZER * tokenizer + 4 * _rotary(text, context) + _size(manifest, names.CHECKSUMS)
     kv = sessions * (layout.nbytes + 8 * context)
     largest = max((text.vocab_size * text.hidden_size, *(_head_like(text))))
-    # One after the other: a matrix is packed in memory even where a file's pages then take its place.
-    loading = _PROGRAM + max(_TOKENIZER_READING * tokenizer, largest) + (0 if mapped else weights)
+    # A matrix is packed in memory even where a file's pages then take its place.
+    anyway, parts = _PROGRAM + (0 if mapped else weights), (_TOKENIZER_READING * tokenizer, largest)
     cache = min(PREFIX_CACHE, 2 * layout.saved_bytes(context) + (8 << 20))
     activations = program + step_bytes(text, context, kv_type)
     towers = tower_weights + _vision_bytes(manifest, image_tokens) + _audio_bytes(manifest)
     if budget is not None:
         cache = max(0, min(cache, budget - weights - activations - towers - kv))
-    return MemoryPlan(
+    planned = MemoryPlan(
         weights=weights,
         tables=sum(min(spec.size, context * spec.row_bytes) for spec in manifest.tables.values()),
         activations=activations,
@@ -77,8 +78,9 @@ def plan(
         kv=kv,
         prefix_cache=cache,
         mapped=weights + tower_weights if mapped else 0,
-        loading=loading,
+        loading=anyway + max(parts),
     )
+    return replace(planned, at_once=anyway + sum(parts) <= planned.anonymous)
 
 
 def plan_and_check(

@@ -99,7 +99,7 @@ class PackedGraphs:
                 if not folder.is_dir():
                     self._make(graph, checksums)
                 if _sound(folder):
-                    return open_session(self._with_kv_type(folder, graph, kv_type, text), threads)
+                    return open_session(self._with_kv_type(folder, graph, kv_type, text), threads, packed=True)
                 log.warning("%s is damaged: it is made anew", folder)
                 shutil.rmtree(folder)
             except OSError as error:

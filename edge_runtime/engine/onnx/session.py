@@ -23,6 +23,12 @@ CPU = ("CPUExecutionProvider",)
 _PROVIDERS = {"cpu": CPU, "cuda": ("CUDAExecutionProvider", *CPU)}
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_FREED_FROM = 128 << 10
+"""ONNX Runtime turns a graph's scales into float32 in two steps and frees what the first gave; left alone, glibc keeps
+the holes: a quarter of the weights' size more, for as long as the process lives."""
+_FREED_FROM_PACKED = 32 << 20
+"""Packed matrices need no such steps. Each is packed into a block that is freed again, to be compared: when the system
+has to give and take these, opening the graph takes a third longer."""
 
 
 def default_threads() -> int:
@@ -53,6 +59,8 @@ def open_session(
     checksums: Checksums | None = None,
     graph: bytes | None = None,
     providers: Sequence[str] = CPU,
+    *,
+    packed: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
@@ -62,16 +70,18 @@ def open_session(
         checksums: Those of its bundle: graph and weights are compared with them while they are loaded.
         graph: What to open in place of the file's contents.
         providers: See `available`.
+        packed: Its matrices lie packed beside it.
 
     Raises:
         EdgeRuntimeError: The graph is missing or damaged.
     """
+    size = _FREED_FROM_PACKED if packed else _FREED_FROM
     if checksums is None:
-        return _open_session(path, threads, graph, providers)
+        return _open_session(path, threads, graph, providers, size)
     # The graph itself goes first, for a damaged one might do anything; damaged weights are only wrong numbers.
     checksums.check(path.name)
     with checksums.checking(names.data_file(path.name)):
-        return _open_session(path, threads, graph, providers)
+        return _open_session(path, threads, graph, providers, size)
 
 
 def give_back() -> None:
@@ -84,18 +94,15 @@ def give_back() -> None:
 
 
 @contextlib.contextmanager
-def _freed_at_once() -> Iterator[None]:
-    """Has glibc give blocks of 128 KiB and more back to the system when they are freed.
-
-    ONNX Runtime turns a graph's scales into float32 in two steps and frees what the first gave; left alone, glibc keeps
-    the holes: a quarter of the weights' size more, for as long as the process lives.
-    """
+def _freed_from(size: int) -> Iterator[None]:
+    """Has glibc give blocks of `size` bytes and more back to the system when they are freed, and keep smaller ones."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         yield
         return
-    mallopt(_MMAP_THRESHOLD, 128 << 10)
+    mallopt(_MMAP_THRESHOLD, size)
+    mallopt(_TRIM_THRESHOLD, 2 * size)
     try:
         yield
     finally:
@@ -120,14 +127,14 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def _open_session(path: Path, threads: int, graph: bytes | None, providers: Sequence[str]) -> Any:
+def _open_session(path: Path, threads: int, graph: bytes | None, providers: Sequence[str], size: int) -> Any:
     import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
 
     options = session_options(threads)
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        with _freed_at_once():
+        with _freed_from(size):
             session = ort.InferenceSession(graph or str(path), options, providers=list(providers))
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
