@@ -4,7 +4,7 @@ Makes what is missing in the folder WORK (20 GB on the way, 7 GB for good): a ch
 bundle, and a Q4_0 GGUF of the same shapes; speed and memory do not depend on the values. llama.cpp is that of the wheel
 xllamacpp, with its weights read into memory and its per-layer table left on the disk, which is when it takes least
 memory at full speed. Every run is a process of its own, the two take turns, and what counts is the median. The GGUF's
-head and embeddings have six bits, as publishers make them; ours have four.
+head and embeddings have six bits, as publishers make them; ours have four, or eight with `--head-bits 8`.
 
 Run it on a quiet machine: `--most-busy` refuses to begin a run while others take more of the processors.
 """
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("work", type=Path, help="folder for the models")
     parser.add_argument("result", type=Path, help="JSON to write; the plot lies beside it as SVG")
     parser.add_argument("--size", default="e2b", choices=["e2b", "e4b"])
+    parser.add_argument("--head-bits", type=int, default=4, choices=[4, 8], help="of our head and embeddings")
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, metavar="N", help="tokens to read")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each, in turn (default 3)")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
@@ -58,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.worker:
         print(json.dumps(measure(Path(args.worker), args.prompts, args.threads)))
         return
-    models = {OURS: args.work / f"{args.size}-int4", THEIRS: args.work / f"{args.size}-q4_0.gguf"}
-    make(args.work, args.size, models, args.tokenizer)
+    ours = args.work / (f"{args.size}-int4" + ("-head8" if args.head_bits == 8 else ""))
+    models = {OURS: ours, THEIRS: args.work / f"{args.size}-q4_0.gguf"}
+    make(args.work, args.size, models, args.tokenizer, args.head_bits)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     worker = [
         sys.executable,
@@ -84,14 +86,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(result))
 
 
-def make(work: Path, size: str, models: dict[str, Path], tokenizer: str) -> None:
+def make(work: Path, size: str, models: dict[str, Path], tokenizer: str, head_bits: int) -> None:
     """What is missing of the two models."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{size}-checkpoint"
     if not models[OURS].exists():
         if not checkpoint.exists():
             synthetic.main([size, str(checkpoint), "--tokenizer", tokenizer])
-        export_checkpoint(checkpoint, models[OURS], recipe="int4")
+        export_checkpoint(checkpoint, models[OURS], recipe="int4", head_bits=head_bits)
     if not models[THEIRS].exists():
         from benchmarks import gguf_synthetic  # noqa: PLC0415 - its package is in the extra `bench`
 

@@ -111,7 +111,7 @@ class Model:
         video_tokens: int | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
-        speculative: bool = False,
+        speculative: bool | None = None,
         overflow: Overflow = "refuse",
         large: bool = False,
         cancel: threading.Event | None = None,
@@ -146,8 +146,8 @@ class Model:
             video_tokens: The same per picture of a video.
             logprobs: Give the logarithms of the probabilities of the answer's tokens.
             top_logprobs: And those of so many of the likeliest tokens beside each.
-            speculative: Guess tokens ahead and check several at once: the same answer, sooner where text repeats what
-                was said, or the bundle has a drafter.
+            speculative: Guess tokens ahead and check several at once: the same answer, sooner where a drafter guesses
+                well or text repeats what was said. None: if the bundle has a drafter.
             overflow: What happens if the conversation is longer than the context: see `Request`.
             large: Ask the larger of two models, where there are two.
             cancel: Set it from another thread to stop.

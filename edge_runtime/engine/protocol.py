@@ -23,7 +23,7 @@ class Usage(TypedDict):
     cached_tokens: NotRequired[int]
     """Prompt tokens that were read before, and not again; engines that cannot tell say nothing."""
     drafted_tokens: NotRequired[int]
-    """With `speculative`: tokens that were guessed."""
+    """Where tokens are guessed ahead: those that were guessed."""
     accepted_tokens: NotRequired[int]
     """And those of them that were right."""
     dropped_turns: NotRequired[int]
@@ -119,7 +119,8 @@ class Request:
         choice: Strings of which the answer is one.
         logprobs: Whether to give logarithms of probabilities.
         top_logprobs: How many of the likeliest tokens to name beside each, with `logprobs`.
-        speculative: Whether to guess tokens ahead and check several in one step; the answer stays the same.
+        speculative: Whether to guess tokens ahead and check several in one step; the answer stays the same. None: where
+            the model has a drafter.
         overflow: Where messages are longer than the context: "refuse" them, or "drop_oldest_turns", which leaves out
             whole questions with their answers, the oldest first, but never the system turn or the last question.
         large: Whether the larger of two models is wanted, where there are two.
@@ -142,7 +143,7 @@ class Request:
     choice: Sequence[str] | None = None
     logprobs: bool = False
     top_logprobs: int = 0
-    speculative: bool = False
+    speculative: bool | None = None
     overflow: Overflow = "refuse"
     large: bool = False
     cancel: threading.Event | None = None

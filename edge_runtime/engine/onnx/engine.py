@@ -215,7 +215,8 @@ class OnnxEngine:
             prompt=ready.prompt.ids,
             ends=self._ends,
         )
-        return Prepared(ready, sampler, answer, request.cancel, request.speculative)
+        speculative = self._drafter is not None if request.speculative is None else request.speculative
+        return Prepared(ready, sampler, answer, request.cancel, speculative)
 
     def prompt_text(self, request: Request) -> str:
         """See `Prompts.text`."""
