@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,25 @@ def decoder_and_tokenizer(folder: Path, opened: Callable[[], Decoder], *, at_onc
     Raises:
         EdgeRuntimeError: A file is missing or damaged.
     """
-    with ThreadPoolExecutor(1) as aside:
-        reading = aside.submit(_tokenizer, folder, _HEAD_START) if at_once else None
+    if not at_once:
         decoder = opened()
-        return decoder, reading.result() if reading else _tokenizer(folder)
+        return decoder, _tokenizer(folder)
+    done = threading.Event()
+
+    def read() -> Tokenizer:
+        done.wait(_HEAD_START)
+        return _tokenizer(folder)
+
+    with ThreadPoolExecutor(1) as aside:
+        reading = aside.submit(read)
+        try:
+            decoder = opened()
+        finally:
+            done.set()
+        return decoder, reading.result()
 
 
-def _tokenizer(folder: Path, wait_s: float = 0) -> Tokenizer:
-    time.sleep(wait_s)
+def _tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer.from_folder(folder)
     give_back()
     return tokenizer
