@@ -11,7 +11,8 @@ from edge_runtime.engine.protocol import Request, Sampling
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edge_runtime.engine.onnx.engine import OnnxEngine, Prepared
+    from edge_runtime.engine.onnx.engine import OnnxEngine
+    from edge_runtime.engine.onnx.prepared import Prepared
     from tests.engine.prompts import Case
 
 MAX_TOKENS = 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,11 +23,12 @@ from edge_runtime.engine.onnx.memory import image_limit, plan_and_check
 from edge_runtime.engine.onnx.packed import PackedGraphs
 from edge_runtime.engine.onnx.parts import decoder_and_tokenizer, generation_config, text_file
 from edge_runtime.engine.onnx.prefix import Lru
+from edge_runtime.engine.onnx.prepared import Prepared
 from edge_runtime.engine.onnx.prompts import Prompts, embeddings, table_ids
 from edge_runtime.engine.onnx.seats import Seats, Turns
 from edge_runtime.engine.onnx.session import CPU, available, default_threads
 from edge_runtime.engine.onnx.shelf import Shelf
-from edge_runtime.engine.protocol import Info, Piece, Timing, Usage
+from edge_runtime.engine.protocol import Info, Piece, Timing
 from edge_runtime.engine.speculative import Guesses, Habits, decode
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.chat import ChatTemplate
@@ -41,12 +41,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edge_runtime.engine.choosing import Chooser
     from edge_runtime.engine.onnx.encoders import Heard
     from edge_runtime.engine.onnx.prompts import Ready
     from edge_runtime.engine.onnx.seats import Seat
     from edge_runtime.engine.protocol import Request
-    from edge_runtime.gemma.chat import Prompt
 
 CONTEXT = 4096
 
@@ -54,30 +52,6 @@ MAX_SESSIONS = 64
 
 SHARED_CHUNK = 64
 """Tokens a step while other requests run, so that none of them waits long for its next token."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request that was checked and can run.
-
-    Attributes:
-        ready: Its prompt and media.
-        sampler: Chooses tokens.
-        answer: Collects them.
-        cancel: Ends the work when set.
-        speculative: Whether to guess ahead.
-    """
-
-    ready: Ready
-    sampler: Chooser
-    answer: Answer
-    cancel: threading.Event | None
-    speculative: bool = False
-
-    @property
-    def prompt(self) -> Prompt:
-        """Token ids, with a span for each image and sound."""
-        return self.ready.prompt
 
 
 class OnnxEngine:
@@ -370,7 +344,7 @@ class OnnxEngine:
         yield Piece(
             text + tail,
             finish_reason=reason,
-            usage=_usage(prepared, seat.start),
+            usage=prepared.usage(seat.start),
             timing=Timing(
                 load_s=round(self._load_s, 3),
                 first_token_s=round(first - started, 3),
@@ -396,14 +370,3 @@ class OnnxEngine:
         if self.tokenizer.control.response_open is not None:
             ends.add(self.tokenizer.control.response_open)
         return frozenset(ends)
-
-
-def _usage(prepared: Prepared, cached: int) -> Usage:
-    usage = Usage(
-        prompt_tokens=len(prepared.prompt.ids), completion_tokens=prepared.answer.tokens, cached_tokens=cached
-    )
-    if prepared.ready.dropped:
-        usage["dropped_turns"] = prepared.ready.dropped
-    if (guesses := prepared.answer.guesses) is not None:
-        usage["drafted_tokens"], usage["accepted_tokens"] = guesses.drafted, guesses.accepted
-    return usage

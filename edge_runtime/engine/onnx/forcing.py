@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.engine.onnx.decoder import Decoder
     from edge_runtime.engine.onnx.encoders import Encoders
-    from edge_runtime.engine.onnx.engine import Prepared
+    from edge_runtime.engine.onnx.prepared import Prepared
     from edge_runtime.engine.onnx.prompts import Prompts
     from edge_runtime.engine.protocol import Request
     from edge_runtime.gemma.geometry import Geometry
