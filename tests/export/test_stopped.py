@@ -113,15 +113,35 @@ def test_replacement_killed_at_many_moments(made: Made, tmp_path: Path) -> None:
     check_replacing(made, tmp_path, [rng.uniform(0.7, 1.1) for _ in range(25)])
 
 
+# Sends itself a signal in the middle, when a file of weights is whole, and says what lay there.
+STOPPED = """
+import os, sys
+from pathlib import Path
+from edge_runtime.cli.main import main
+from edge_runtime.export.data import DataFile
+
+number, seen, *words = sys.argv[1:]
+finish = DataFile.finish
+
+def stopped(self):
+    measured = finish(self)
+    found = Path(words[2]).parent.glob(".bundle.*.partial/*data")
+    Path(seen).write_text(" ".join(path.name for path in found))
+    os.kill(os.getpid(), int(number))
+    return measured
+
+DataFile.finish = stopped
+sys.exit(main(words))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_it_cleanly(made: Made, tmp_path: Path, number: signal.Signals) -> None:
-    with begun(made.checkpoint, tmp_path / "out" / "bundle") as process:
-        while not list(tmp_path.glob("out/.bundle.*.partial/decoder*data")):
-            assert process.poll() is None
-            time.sleep(0.001)
-        process.send_signal(number)
-        out, err = process.communicate()
-        assert (process.returncode, out, err) == (128 + number, "", "")
+    seen = tmp_path / "seen"
+    words = [str(int(number)), str(seen), "export", str(made.checkpoint), str(tmp_path / "out" / "bundle")]
+    done = subprocess.run([sys.executable, "-c", STOPPED, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+    assert seen.read_text()
     assert names(tmp_path / "out") == []
 
 
