@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from edge_runtime import builtin
+from edge_runtime.engine.onnx.engine import OnnxEngine
 from edge_runtime.engine.protocol import Request, Sampling
 from edge_runtime.engine.sampling import Sampler
 from edge_runtime.engine.speculative import REST, Guesses, Habits, Lookup, Pace, Times, decode
@@ -14,7 +17,6 @@ from edge_runtime.engine.speculative import REST, Guesses, Habits, Lookup, Pace,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.engine.onnx.engine import OnnxEngine
 
 VOCAB = 12
 
@@ -220,10 +222,27 @@ QUESTIONS = ["Who are you?", "When does the gift shop open?", "What is 3 + 4?"]
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0, seed=7)])
 def test_the_built_in_model_says_the_same(engine: OnnxEngine, question, sampling):
     request = {"messages": [{"role": "user", "content": question}], "sampling": sampling}
-    plain_pieces = list(engine.run(Request(**request)))
+    plain_pieces = list(engine.run(Request(**request, speculative=False)))
     pieces = list(engine.run(Request(**request, speculative=True)))
     assert "".join(piece.text for piece in pieces) == "".join(piece.text for piece in plain_pieces)
     usage = pieces[-1].usage
     assert usage is not None
     assert usage["drafted_tokens"] >= usage["accepted_tokens"] >= 0
-    assert list(engine.run(Request(**request)))[-1].finish_reason == pieces[-1].finish_reason
+    assert plain_pieces[-1].finish_reason == pieces[-1].finish_reason
+    assert plain_pieces[-1].usage
+    assert "drafted_tokens" not in plain_pieces[-1].usage
+
+
+def test_a_model_with_a_drafter_guesses_unless_told_not_to(engine: OnnxEngine):
+    def ask(model: OnnxEngine, **options: Any) -> tuple[str, Any]:
+        request = Request([{"role": "user", "content": QUESTIONS[1]}], sampling=Sampling(0.0), **options)
+        pieces = list(model.run(request))
+        return "".join(piece.text for piece in pieces), pieces[-1].usage
+
+    with contextlib.closing(OnnxEngine(builtin.bundle_path(), threads=1, context=512)) as drafting:
+        text, usage = ask(drafting)
+        plain_text, plain_usage = ask(drafting, speculative=False)
+    assert usage["drafted_tokens"] >= 0  # how many pay hangs on the machine
+    assert text == plain_text
+    assert "drafted_tokens" not in plain_usage
+    assert "drafted_tokens" not in ask(engine)[1]
