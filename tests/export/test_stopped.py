@@ -115,12 +115,13 @@ def test_replacement_killed_at_many_moments(made: Made, tmp_path: Path) -> None:
 
 # Sends itself a signal in the middle, when a file of weights is whole, and says what lay there.
 STOPPED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from edge_runtime.cli.main import main
 from edge_runtime.export.data import DataFile
 
 number, seen, *words = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which the export respects
 finish = DataFile.finish
 
 def stopped(self):
