@@ -22,6 +22,7 @@ from edge_runtime.engine.loading import load
 from edge_runtime.engine.onnx.decoder import Decoder
 from edge_runtime.engine.onnx.drafter import STATE, Drafter
 from edge_runtime.engine.onnx.packed import PackedGraphs
+from edge_runtime.engine.speculative import gain
 from edge_runtime.evaluation.exchanges import read_exchanges
 
 if TYPE_CHECKING:
@@ -82,12 +83,6 @@ def times(bundle: Path, threads: int, context: int, rounds: int) -> tuple[list[f
     return [statistics.median(found[1:]) for found in seconds], statistics.median(guesses[1:]) if guesses else None
 
 
-def gain(share: float, guesses: int, steps: Sequence[float], guess: float) -> float:
-    """Tokens in the time of one step over one token, when each guess is right with that probability."""
-    tokens = sum(share**number for number in range(guesses + 1))
-    return tokens * steps[0] / (steps[guesses] + guesses * guess)
-
-
 def worth(steps: Sequence[float], guess: float | None) -> list[str]:
     """The times and what follows from them, as lines."""
     lines = [f"a step over one token takes {1000 * steps[0]:.2f} ms; over 1 to {len(steps)} tokens, against that:"]
@@ -95,11 +90,12 @@ def worth(steps: Sequence[float], guess: float | None) -> list[str]:
     for what, cost in (("guesses that take no time", 0.0), ("guesses of the drafter", guess)):
         if cost is None:
             continue
-        share = (steps[1] + cost) / steps[0] - 1
+        costs = [(seconds + count * cost) / steps[0] for count, seconds in enumerate(steps)]
+        share = costs[1] - 1
         lines.append(f"{what} ({1000 * cost:.2f} ms each): one pays when more than {share:.0%} are right; if right:")
         for right in SHARES:
-            best = max(range(len(steps)), key=lambda count: gain(right, count, steps, cost))
-            lines.append(f"  {right:.0%}: {gain(right, best, steps, cost):.2f} times as fast with {best} guesses")
+            gained, best = max((gain(right, count, against), count) for count, against in enumerate(costs))
+            lines.append(f"  {right:.0%}: {gained:.2f} times as fast with {best} guesses")
     return lines
 
 

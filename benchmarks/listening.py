@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_runtime.cli.demo import ASSETS
 from edge_runtime.engine.loading import load
-from edge_runtime.media import load_audio
+from edge_runtime.media import SAMPLE_RATE, load_audio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.engine.model import Model
     from edge_runtime.engine.protocol import Piece
 
-VOICE = Path(__file__).parent.parent / "edge_runtime" / "demo_assets" / "voice.wav"
-RATE = 16_000
+VOICE = ASSETS / "voice.wav"
 BLOCK_S = 0.2
 PROMPT = "Transcribe."
 
@@ -70,7 +70,7 @@ def curve(model: Model, lengths: Sequence[float], runs: int) -> list[str]:
 def sound(seconds: float, number: int) -> NDArray[np.float32]:
     """Speech of that length, with noise that nobody hears and that differs with `number`."""
     words = load_audio(VOICE)
-    count = int(RATE * seconds)
+    count = int(SAMPLE_RATE * seconds)
     noise = np.random.default_rng(number).normal(0, 1e-5, count)
     return (np.resize(words, count) + noise).astype(np.float32)
 
@@ -80,13 +80,13 @@ def first(model: Model, samples: NDArray[np.float32], *, live: bool, tokens: int
     if live:
         with model.listen(PROMPT, max_tokens=tokens, temperature=0) as listener:
             began = time.perf_counter()
-            step = int(RATE * BLOCK_S)
+            step = int(SAMPLE_RATE * BLOCK_S)
             for start in range(0, len(samples), step):
                 block = samples[start : start + step]
-                time.sleep(max(0.0, began + (start + len(block)) / RATE - time.perf_counter()))
+                time.sleep(max(0.0, began + (start + len(block)) / SAMPLE_RATE - time.perf_counter()))
                 listener.feed(block)
             # What feeding took longer than the sound itself is waited for, too.
-            ended = began + len(samples) / RATE
+            ended = began + len(samples) / SAMPLE_RATE
             return _wait(listener.finish(), ended)
     question = [{"type": "audio", "audio": samples}, {"type": "text", "text": PROMPT}]
     ended = time.perf_counter()

@@ -21,8 +21,7 @@ import venv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers import NEW_TOKENS, OURS, THEIRS, machine, wait_for_quiet
-from benchmarks.peers import median as median_of
+from benchmarks.peers import NEW_TOKENS, OURS, THEIRS, machine, median, wait_for_quiet
 from benchmarks.synthetic import write
 from benchmarks.synthetic_configs import config
 from benchmarks.synthetic_tokenizer import write_tokenizer
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 LITERT, GENAI = "LiteRT-LM int4", "onnxruntime-genai int4"
 LAYERS, TOWER_LAYERS = 10, 1
-SCRIPTS = Path(__file__).with_name("peers_genai.py")
+SCRIPT = Path(__file__).with_name("peers_genai.py")
 PACKAGES = {
     LITERT: ("litert-lm==0.18.1", "litert-torch==0.10.0", "torch==2.13.0", "transformers==5.23.0"),
     GENAI: (
@@ -92,7 +91,7 @@ def make(work: Path, tokenizer: str, prompt: int) -> None:
         _make_litert(work, prompt)
     if not (work / "genai").exists():
         python = environment(work, GENAI)
-        subprocess.run([python, str(SCRIPTS), "make", str(checkpoint), str(work / "genai.part")], check=True)
+        subprocess.run([python, str(SCRIPT), "make", str(checkpoint), str(work / "genai.part")], check=True)
         (work / "genai.part").rename(work / "genai")
 
 
@@ -141,7 +140,7 @@ def commands(work: Path, prompt: int, threads: int) -> dict[str, Callable[[], di
 
     def genai() -> dict[str, float]:
         sizes = [str(prompt), str(NEW_TOKENS), str(threads)]
-        return _json([environment(work, GENAI), str(SCRIPTS), "run", str(work / "genai"), *sizes])
+        return _json([environment(work, GENAI), str(SCRIPT), "run", str(work / "genai"), *sizes])
 
     def litert() -> dict[str, float]:
         command = [str(Path(environment(work, LITERT)).with_name("litert-lm")), "benchmark"]
@@ -198,7 +197,7 @@ def table(result: dict[str, Any]) -> str:
     ):
         cells = []
         for name, runs in rows.items():
-            value, mine = median_of(runs, key), median_of(rows[OURS], key)
+            value, mine = median(runs, key), median(rows[OURS], key)
             cells.append(f"{value:.4g}" + ("" if name == OURS else f" ({mine / value:.2f})"))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -85,6 +85,17 @@ def decode(
         drafts.note(accepted, seconds)
 
 
+def gain(share: float, guesses: int, cost: float) -> float:
+    """Tokens in the time of one step over one token.
+
+    Args:
+        share: Probability of each guess to be right.
+        guesses: In a step.
+        cost: Time of that step and of making its guesses, against a step over one token.
+    """
+    return sum(share**number for number in range(guesses + 1)) / cost
+
+
 class Times:
     """How long steps over 1, 2, .. tokens take, and making a guess."""
 
@@ -157,9 +168,8 @@ class Pace:
 
     def _worth(self, guesses: int) -> float:
         """Tokens in the time of one step over one token."""
-        tokens = sum(self._share**number for number in range(guesses + 1))
         extra = guesses * self._times.drafting if self._takes_time else 0.0
-        return tokens / (self._times.cost(guesses + 1) + extra) if guesses else 1.0
+        return gain(self._share, guesses, self._times.cost(guesses + 1) + extra) if guesses else 1.0
 
 
 class Habits:

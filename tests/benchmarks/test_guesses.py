@@ -6,18 +6,19 @@ import json
 
 import pytest
 
-from benchmarks.guesses import MOST, answers, gain, times, worth
+from benchmarks.guesses import MOST, answers, times, worth
 from edge_runtime import builtin
 from edge_runtime.engine.loading import load
+from edge_runtime.engine.speculative import gain
 from edge_runtime.evaluation.exchanges import read_exchanges
 
 STEPS = (0.1, 0.125, 0.16, 0.2, 0.24, 0.28, 0.33, 0.36)
 
 
 def test_gain():
-    assert gain(0.8, 0, STEPS, 0.005) == 1
-    assert gain(0.8, 1, STEPS, 0.005) == pytest.approx(1.8 * 0.1 / 0.13)
-    assert gain(1.0, 3, STEPS, 0.0) == pytest.approx(2.0)
+    assert gain(0.8, 0, STEPS[0] / 0.1) == 1
+    assert gain(0.8, 1, (STEPS[1] + 0.005) / 0.1) == pytest.approx(1.8 * 0.1 / 0.13)
+    assert gain(1.0, 3, STEPS[3] / 0.1) == pytest.approx(2.0)
 
 
 def test_what_follows_from_times():
