@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edge_runtime.daemon.topics import RequestTopic
@@ -43,3 +43,13 @@ class Parcel:
     retain: bool = False
     until: float | None = None
     """`time.monotonic()` after which it is old news and not sent any more."""
+
+
+class Listener(Protocol):
+    """Who hears of what happens on the line, in its thread: must return soon and not raise."""
+
+    def arrived(self, message: Message) -> None:
+        """A message came. Whoever has stored it calls `Link.acknowledge`."""
+
+    def delivered(self, token: object, problem: str | None) -> None:
+        """The broker has a parcel; or it says that it will not take it."""

@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from edge_runtime.daemon.messages import Listener
     from edge_runtime.settings import MqttSettings
 
 log = logging.getLogger(__name__)
@@ -68,16 +69,6 @@ NEWS_S = 60.0
 MOST_DELTAS = 256
 # What a PUBLISH has beside topic and payload, at most: fixed header, packet identifier, properties without user's text.
 _OVERHEAD = 64
-
-
-class Listener(Protocol):
-    """Who hears of what happens on the line, in its thread: must return soon and not raise."""
-
-    def arrived(self, message: Message) -> None:
-        """A message came. Whoever has stored it calls `Link.acknowledge`."""
-
-    def delivered(self, token: object, problem: str | None) -> None:
-        """The broker has a parcel; or it says that it will not take it."""
 
 
 class Link:
@@ -165,6 +156,11 @@ class Link:
     def online(self) -> bool:
         """Whether the broker is there and has our subscriptions."""
         return self._online.is_set()
+
+    @property
+    def undelivered(self) -> int:
+        """How many parcels the broker has not acknowledged."""
+        return len(self._waiting) + len(self._sent)
 
     def poke(self) -> None:
         """Makes the thread beat, if it waits."""

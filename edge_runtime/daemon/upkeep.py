@@ -105,6 +105,7 @@ class Upkeep:
         gauge("queue_waiting", "Requests that wait", lambda: float(self._admission.waiting))
         gauge("queue_running", "Requests that run: 0 or 1", lambda: float(self._admission.busy))
         gauge("mqtt_connected", "Whether the broker is there", lambda: float(link.online))
+        gauge("mqtt_undelivered", "Messages that the broker has not acknowledged", lambda: float(link.undelivered))
         gauge("hung", "Whether a loop hangs", lambda: float(self.watchdog.trouble() is not None))
         gauge("pressure_level", "0: calm, 1: watching slows, 2: work is refused", lambda: float(self.pressure.level))
         gauge("temperature_celsius", "Of the parts that compute", lambda: self._readings("°C"))

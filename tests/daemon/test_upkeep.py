@@ -83,6 +83,7 @@ def test_each_request_is_one_line_and_one_count(parts, settings, caplog):
     assert 'edge_runtime_tokens_total{direction="completion"} 4' in text
     assert "edge_runtime_queue_waiting 2" in text
     assert "edge_runtime_mqtt_connected 0" in text
+    assert "edge_runtime_mqtt_undelivered 0" in text
 
 
 def test_pressure_slows_watching_and_then_refuses(parts, settings):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,16 @@ class Serving:
         """Waits until it has computed for so long: then the model is at work, and not only the import of something."""
         before, deadline = self._computed_s(), time.monotonic() + START_S
         while self._computed_s() - before < seconds:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def wait_delivered(self) -> None:
+        """Waits until the broker has acknowledged all that was sent: what it has not is sent again to the next one."""
+        deadline = time.monotonic() + START_S
+        while True:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+                if b"edge_runtime_mqtt_undelivered 0\n" in answer.read():
+                    return
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

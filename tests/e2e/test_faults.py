@@ -44,6 +44,7 @@ def test_a_killed_broker_is_found_again_and_no_accepted_request_is_lost(tmp_path
             crowd.ask(f"{BASE}/ask", {"prompt": "x"}, "refused")
             crowd.wait(1)  # `busy`: all before it have been accepted
             assert json.loads(crowd.finals["refused"][0])["error"]["code"] == "busy"
+            daemon.wait_delivered()
             broker.kill()
             broker.wait()
             daemon.pause()  # the clients shall be there first, to hear it
