@@ -48,6 +48,11 @@ def present(layer: int, part: str) -> str:
     return f"present.{layer}.{part}"
 
 
+def before(layer: int, part: str, head: int) -> str:
+    """Input name of the rows that one head of a layer's cache had before a step of few tokens."""
+    return f"before.{layer}.{part}.{head}"
+
+
 def given_back(present: str, number: int | str) -> str:
     """Output name of a cache that a node only reads and, where its kernel insists, gives back as well."""
     return f"{present}/{number}"

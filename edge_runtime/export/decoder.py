@@ -10,11 +10,15 @@ Inputs (float32 unless said; S tokens in this chunk, K of them kept, T in the ca
     window_seqlens_k int32 [1] = R - 1, window_total_sequence_length int32 [] = R    for sliding layers
     window_bias [1, 1, S, R]    0 where a token sees a row of a sliding layer's window, else a large negative number;
                                 only with bidirectional images, whose tokens a mask by position cannot tell apart
-    kept_bias [K, T'], kept_window_bias [K, R']    the same of the kept tokens, on full and on sliding layers, if any
-                                are read for them; T' is T, but at least 1 + K * G, where G query heads share a key head
+    kept_bias [K, T'], kept_window_bias [K, R']    the same of the kept tokens, on full and on sliding layers; T' is T,
+                                but at least 1 + K * G, where G query heads share a key head
     kept_seqlens_k, kept_total_sequence_length = T', kept_window_seqlens_k, kept_window_total_sequence_length = R'
     cos_sliding, sin_sliding, cos_full, sin_full    see gemma.rope
     past_key_values.N.key, .value [1, kv heads, capacity, head size]   own layers only; rows past T or R are ignored
+    few_tokens bool []              a step of few tokens with K = S and rows before it: faster where rows are many. Then
+                                    T' = T, and R' counts the S tokens and those before that any of them sees
+    before.N.key.H, .value.H [T' - S or R' - S, head size]   if it is one, these rows of key head H: the memory they
+                                    have in past_key_values.N; anything else if not
 Outputs
     logits [1, K, V], last_hidden_state [1, K, H], present.N.key, .value (meant to share the buffers of the past)
 
@@ -26,35 +30,23 @@ and hold ordinary numbers in all of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_runtime.bundle import names
-from edge_runtime.export.graph import FLOAT, INT32, INT64, MS, Graph
+from edge_runtime.export.few import FewTokens
+from edge_runtime.export.graph import FLOAT, INT64, Graph
 from edge_runtime.export.kept import KeptTokens, head_groups
+from edge_runtime.export.layers import Stream, TextLayers
 from edge_runtime.export.matrix import Stacked, Stored, head_rows
-from edge_runtime.export.moe import add_experts
 from edge_runtime.gemma.geometry import FULL, SLIDING, unsupported
-from edge_runtime.gemma.rope import head_order, table_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_runtime.export.weights import Weights
     from edge_runtime.gemma.geometry import TextGeometry
-
-_KINDS = {SLIDING: "sliding", FULL: "full"}
-
-
-@dataclass
-class Stream:
-    """The residual stream between layers: `value`, or (value + addend) * scale not yet worked out."""
-
-    value: str
-    addend: str | None = None
-    scale: float = 1.0
 
 
 def build_decoder(graph: Graph, weights: Weights, text: TextGeometry) -> None:
@@ -74,172 +66,6 @@ def _check_heads(text: TextGeometry) -> None:
             raise unsupported(f"a head size of {text.head_dim(kind)} ({kind}), no multiple of 16,")
 
 
-class TextLayers:
-    """What the layers of the decoder and of the drafter have in common."""
-
-    def __init__(self, graph: Graph, weights: Weights, text: TextGeometry) -> None:
-        self.graph, self.weights, self.text = graph, weights, text
-
-    def lengths(self) -> None:
-        """Declares the inputs that say how much of the caches is filled, and the rotary tables."""
-        self.graph.input("seqlens_k", INT32, [1])
-        self.graph.input("total_sequence_length", INT32, [])
-        if SLIDING in self.text.layer_types:
-            self.graph.input("window_seqlens_k", INT32, [1])
-            self.graph.input("window_total_sequence_length", INT32, [])
-        for kind, name in _KINDS.items():
-            if kind in self.text.layer_types:
-                for function in ("cos", "sin"):
-                    self.graph.input(f"{function}_{name}", FLOAT, ["max_positions", table_pairs(self.text, kind)])
-
-    def order(self, layer: int) -> NDArray[np.int64] | None:
-        """The order of a head's dimensions in queries and keys, None for that of the checkpoint."""
-        kind, dim = self.text.layer_types[layer], self.text.head_dims[layer]
-        pairs = table_pairs(self.text, kind)
-        return None if 2 * pairs == dim else head_order(dim, pairs)
-
-    def norm_weight(self, weights: Weights, name: str) -> str:
-        """The weight of a norm over the hidden size."""
-        vector = weights.vector(f"{name}.weight", self.text.hidden_size)
-        return self.graph.const(vector, f"{weights.prefix}{name}.weight")
-
-    def normed(self, weights: Weights, name: str, x: str) -> str:
-        """RMSNorm over the hidden size."""
-        return self.graph.rms_norm(x, self.norm_weight(weights, name), self.text.rms_eps)
-
-    def settle(self, stream: Stream) -> str:
-        """Works out the residual stream's value."""
-        if stream.addend is None:
-            return stream.value
-        total = self.graph.add(stream.value, stream.addend)
-        return total if stream.scale == 1.0 else self.graph.mul(total, self.graph.scalar(stream.scale))
-
-    def enter(self, stream: Stream, weights: Weights, name: str) -> tuple[str, str]:
-        """The normed stream and the stream itself.
-
-        norm(s * x) with eps is norm(x) with eps / s^2 for s > 0, so that addition and norm are one kernel.
-        """
-        eps = self.text.rms_eps
-        if stream.addend is None or stream.scale < 1e-3:
-            value = self.settle(stream)
-            return self.normed(weights, name, value), value
-        normed, total = self.add_norm(stream.value, stream.addend, weights, name, eps / stream.scale**2)
-        return normed, total if stream.scale == 1.0 else self.graph.mul(total, self.graph.scalar(stream.scale))
-
-    def add_norm(self, a: str, b: str, weights: Weights, name: str, eps: float) -> tuple[str, str]:
-        """RMSNorm of a + b, and a + b."""
-        base = self.graph.fresh("skip_norm")
-        outputs = [base, "", "", f"{base}.sum"]
-        inputs = [a, b, self.norm_weight(weights, name)]
-        self.graph.op_n("SkipSimplifiedLayerNormalization", inputs, outputs, domain=MS, epsilon=eps)
-        return base, f"{base}.sum"
-
-    def head_norm(self, x: str, weight: NDArray[np.float32], name: str, heads: int, *, fused: bool = False) -> str:
-        """RMSNorm of each head of x [1, S, heads * head_dim].
-
-        The fused kernel saves nodes and wins for few tokens; for many the plain norm is faster.
-        """
-        constant, eps, dim = self.graph.const(weight, name), self.text.rms_eps, len(weight)
-        if fused:
-            return self.graph.op("BranchwiseRMSNorm", [x, constant], domain=MS, num_branches=heads, epsilon=eps)
-        if heads == 1:
-            return self.graph.rms_norm(x, constant, eps)
-        by_head = self.graph.reshape(x, 0, 0, heads, dim)
-        return self.graph.reshape(self.graph.rms_norm(by_head, constant, eps), 0, 0, heads * dim)
-
-    def query(
-        self, weights: Weights, layer: int, heads: NDArray[np.int64] | None = None
-    ) -> tuple[Stored, NDArray[np.float32]]:
-        """q_proj and the weight of q_norm, in the order of `order`; the heads in the order of `heads`."""
-        count, dim = self.text.num_heads, self.text.head_dims[layer]
-        order = self.order(layer)
-        rows = None if order is None and heads is None else head_rows(count if heads is None else heads, dim, order)
-        matrix = weights.matrix("self_attn.q_proj", count * dim, self.text.hidden_size, row_order=rows)
-        norm = weights.vector("self_attn.q_norm.weight", dim)
-        return matrix, norm if order is None else norm[order]
-
-    def attention(
-        self,
-        layer: int,
-        query: str,
-        keys: str,
-        values: str,
-        past: list[str],
-        positions: str,
-        *,
-        present: list[str],
-        window: int = 0,
-        bias: str = "",
-        heads: int | None = None,
-        lengths: list[str] | None = None,
-    ) -> str:
-        """GroupQueryAttention over the cache; `present` is empty for a layer that only reads it.
-
-        Args:
-            layer: Whose cache, lengths and rotation.
-            query: [1, tokens, heads * head_dim].
-            keys: Those of the tokens, [1, tokens, kv_heads * head_dim].
-            values: The same.
-            past: The cache.
-            positions: [1, tokens].
-            present: The cache with the keys and values.
-            window: How many keys a token sees, with its own; 0: all.
-            bias: [1, 1, tokens, rows of the cache], which alone says what a token sees.
-            heads: Of the query; None: as the text model has.
-            lengths: How much of the cache is filled, in the kernel's two forms; None: what the inputs say.
-        """
-        text = self.text
-        prefix, kind = ("", "full") if text.is_full(layer) else ("window_", "sliding")
-        lengths = lengths or [f"{prefix}seqlens_k", f"{prefix}total_sequence_length"]
-        inputs = [query, keys, values, *past, *lengths, f"cos_{kind}", f"sin_{kind}", positions]
-        attributes = {"local_window_size": window} if window else {}
-        if bias:
-            inputs.append(bias)
-            attributes = {"causal": 0}
-        output = self.graph.fresh("attention")
-        self.graph.op_n(
-            "GroupQueryAttention",
-            inputs,
-            [output, *present],
-            domain=MS,
-            num_heads=text.num_heads if heads is None else heads,
-            kv_num_heads=text.kv_heads[layer],
-            do_rotary=1,
-            scale=1.0,
-            **attributes,
-        )
-        return output
-
-    def no_keys(self, layer: int) -> str:
-        """The empty keys and values of a layer that reads another's."""
-        width = self.text.kv_heads[layer] * self.text.head_dims[layer]
-        return self.graph.const(np.zeros((1, 0, width), np.float32), f"no_keys_{width}")
-
-    def after_attention(
-        self, weights: Weights, layer: int, attended: str, residual: str, columns: NDArray[np.int64] | None
-    ) -> tuple[str, str]:
-        """o_proj, its norm, the residual and the MLP: the MLP's normed output and what it is to be added to.
-
-        `columns` is the order in which `attended` has the columns of the checkpoint's o_proj; None: that of it.
-        """
-        text, graph = self.text, self.graph
-        width, hidden = text.num_heads * text.head_dims[layer], text.hidden_size
-        output = graph.linear(attended, weights.matrix("self_attn.o_proj", hidden, width, column_order=columns))
-        output = self.normed(weights, "post_attention_layernorm", output)
-        x, residual = self.add_norm(output, residual, weights, "pre_feedforward_layernorm", text.rms_eps)
-        mlp = text.mlp_widths[layer]
-        gate = graph.linear(x, weights.matrix("mlp.gate_proj", mlp, hidden))
-        up = graph.linear(x, weights.matrix("mlp.up_proj", mlp, hidden))
-        down = graph.linear(graph.mul(graph.gelu(gate), up), weights.matrix("mlp.down_proj", hidden, mlp))
-        if not text.num_experts:
-            return self.normed(weights, "post_feedforward_layernorm", down), residual
-        x = self.normed(weights, "pre_feedforward_layernorm_2", residual)
-        chosen = add_experts(graph, weights, text, x, residual)
-        parts = (("post_feedforward_layernorm_1", down), ("post_feedforward_layernorm_2", chosen))
-        dense, sparse = (self.normed(weights, name, part) for name, part in parts)
-        return self.add_norm(dense, sparse, weights, "post_feedforward_layernorm", text.rms_eps)[0], residual
-
-
 class _Decoder(TextLayers):
     bias = ""
 
@@ -253,6 +79,7 @@ class _Decoder(TextLayers):
             self.bias = graph.input("window_bias", FLOAT, [1, 1, "sequence_length", "resident_length"])
         self._caches()
         self.kept = KeptTokens(self, self.positions)
+        self.few = FewTokens(self, self.positions, self.kept.sights)
         stream = Stream(embeds)
         for layer in range(text.num_layers):
             stream = self._layer(layer, stream, per_layer[layer] if per_layer else None)
@@ -335,21 +162,50 @@ class _Decoder(TextLayers):
         past, present = self._cache(layer)
         bias = "" if text.is_full(layer) else self.bias
         window = 0 if text.is_full(layer) else text.sliding_window
-        return self.attention(layer, query, key, value, past, self.positions, present=present, window=window, bias=bias)
+        self.few.own(layer, key, value)
+
+        def few() -> list[str]:
+            return [self.few.attention(layer, query, grouped=False), *self.few.write(layer)]
+
+        def many() -> list[str]:
+            new = self._new(layer)
+            attended = self.attention(
+                layer, query, key, value, past, self.positions, present=new, window=window, bias=bias
+            )
+            return [attended, *new]
+
+        return self.graph.either(self.few.flag, few, many, [self.graph.fresh("attended"), *present])[0]
 
     def _write(self, layer: int, weights: Weights, x: str) -> None:
         """Keys and values of all tokens go into the cache; the kernel wants a query, whose result nobody uses."""
         key, value = self._projected(layer, weights, x, [])
         past, present = self._cache(layer)
         heads = self.text.kv_heads[layer]
-        self.attention(layer, key, key, value, past, self.positions, present=present, window=1, heads=heads)
+        self.few.own(layer, key, value)
+
+        def many() -> list[str]:
+            new = self._new(layer)
+            self.attention(layer, key, key, value, past, self.positions, present=new, window=1, heads=heads)
+            return new
+
+        self.graph.either(self.few.flag, lambda: self.few.write(layer), many, present)
 
     def _read(self, layer: int, weights: Weights, x: str, heads: NDArray[np.int64] | None) -> str:
         """Attention of the kept tokens over a cache that holds their keys and values already."""
         q_proj, q_norm = self.query(weights, layer, heads)
         name = f"{weights.prefix}self_attn.q_norm.weight"
         query = self.head_norm(self.graph.linear(x, q_proj), q_norm, name, self.text.num_heads, fused=True)
-        return self.kept.attention(layer, query, self._cache(self.text.kv_sources[layer])[1])
+        cache = self._cache(self.text.kv_sources[layer])[1]
+        return self.graph.either(
+            self.few.flag,
+            lambda: [self.few.attention(layer, query, grouped=True)],
+            lambda: [self.kept.attention(layer, query, cache)],
+            [self.graph.fresh("attended")],
+        )[0]
+
+    def _new(self, layer: int) -> list[str]:
+        """Names for a layer's cache in a branch that writes it."""
+        return [self.graph.fresh(name) for name in self._cache(layer)[1]]
 
     def _projected(self, layer: int, weights: Weights, x: str, before: list[Stored]) -> list[str]:
         """What the matrices `before` make of x, and keys and values, normed."""

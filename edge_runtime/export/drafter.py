@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.export.decoder import Stream, TextLayers
 from edge_runtime.export.graph import FLOAT, INT64, Graph
+from edge_runtime.export.layers import Stream, TextLayers
 from edge_runtime.export.matrix import Stored, head_rows
 from edge_runtime.export.weights import Weights
 from edge_runtime.gemma.geometry import FULL, SLIDING

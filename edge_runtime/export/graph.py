@@ -140,6 +140,30 @@ class Graph:
             self._importance[outputs[0]] = np.square(weight)
         return list(outputs)
 
+    def either(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+        outputs: Sequence[str],
+    ) -> list[str]:
+        """Values by the names of `outputs`: what the nodes of `then` give where `condition` holds, else the others'.
+
+        Both add nodes that may use all values there are, and return as many of their own, float32.
+        """
+        label, around, branches = self.fresh("either"), self._nodes, []
+        for name, build in (("then", then), ("otherwise", otherwise)):
+            self._nodes = []
+            values = [helper.make_tensor_value_info(value, FLOAT, None) for value in build()]
+            branches.append(helper.make_graph(self._nodes, f"{label}/{name}", [], values))
+        self._nodes = around
+        then_branch, else_branch = branches
+        node = helper.make_node(
+            "If", [condition], outputs, name=label, then_branch=then_branch, else_branch=else_branch
+        )
+        self._nodes.append(node)
+        return list(outputs)
+
     def add(self, a: str, b: str) -> str:
         """Sum."""
         return self.op("Add", [a, b])

@@ -9,17 +9,17 @@ row sees but the buffers and the rotary tables have room for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.export.graph import FLOAT, INT32, Graph
+from edge_runtime.export.graph import FLOAT, INT32
 from edge_runtime.gemma.geometry import FULL, SLIDING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edge_runtime.gemma.geometry import TextGeometry
+    from edge_runtime.export.layers import TextLayers
 
 COUNT = "num_logits_to_keep"
 """The input that says how many they are."""
@@ -27,31 +27,28 @@ PREFIXES = {FULL: "kept_", SLIDING: "kept_window_"}
 """How the inputs begin that say what they see."""
 
 
-class Layers(Protocol):
-    """What is needed of the decoder that is built; see `decoder.TextLayers`."""
-
-    graph: Graph
-    text: TextGeometry
-
-    def no_keys(self, layer: int) -> str:
-        """See there."""
-
-    def attention(
-        self, layer: int, query: str, keys: str, values: str, past: list[str], positions: str, *, present: list[str],
-        window: int = 0, bias: str = "", heads: int | None = None, lengths: list[str] | None = None,
-    ) -> str:  # fmt: skip
-        """See there."""
-
-
 class KeptTokens:
-    """The last `COUNT` tokens of a step."""
+    """The last `COUNT` tokens of a step.
 
-    def __init__(self, layers: Layers, positions: str) -> None:
-        """Args: the decoder; positions of all tokens, [1, tokens]."""
+    Attributes:
+        sights: For each kind of layers, what each of them sees, [kept, rows of the cache].
+    """
+
+    def __init__(self, layers: TextLayers, positions: str) -> None:
+        """Adds the inputs.
+
+        Args:
+            layers: The decoder.
+            positions: Of all tokens, [1, tokens].
+        """
         self._layers, self._graph, self._text = layers, layers.graph, layers.text
-        self._all_positions = positions
-        self._positions: dict[int, str] = {}
-        self._sights: dict[tuple[str, int], str] = {}
+        self._positions = positions
+        self.sights = {}
+        for kind, prefix in PREFIXES.items():
+            if kind in self._text.layer_types:
+                self.sights[kind] = self._graph.input(f"{prefix}bias", FLOAT, ["kept_length", f"{prefix}keys"])
+                self._graph.input(f"{prefix}seqlens_k", INT32, [1])
+                self._graph.input(f"{prefix}total_sequence_length", INT32, [])
 
     def of(self, x: str) -> str:
         """Theirs of a value of all tokens, [1, tokens, n]."""
@@ -67,22 +64,19 @@ class KeptTokens:
         """
         text, kv_heads, dim = self._text, self._text.kv_heads[layer], self._text.head_dims[layer]
         kind, group = text.layer_types[layer], text.num_heads // kv_heads
-        if (kind, group) not in self._sights:
-            self._sights[kind, group] = self._sight(kind, group)
-        if group not in self._positions:
-            own = self._graph.reshape(self.of(self._all_positions), -1, 1)
-            rows = self._graph.op("Expand", [own, self._graph.ints(1, group)])
-            self._positions[group] = self._graph.reshape(rows, 1, -1)
         prefix, empty = PREFIXES[kind], self._layers.no_keys(layer)
+        positions = self._graph.op(
+            "Expand", [self._graph.reshape(self.of(self._positions), -1, 1), self._graph.ints(1, group)]
+        )
         attended = self._layers.attention(
             layer,
             self._graph.reshape(query, 1, -1, kv_heads * dim),
             empty,
             empty,
             cache,
-            self._positions[group],
+            self._graph.reshape(positions, 1, -1),
             present=[],
-            bias=self._sights[kind, group],
+            bias=self._sight(kind, group),
             heads=kv_heads,
             lengths=[f"{prefix}seqlens_k", f"{prefix}total_sequence_length"],
         )
@@ -90,12 +84,8 @@ class KeptTokens:
 
     def _sight(self, kind: str, group: int) -> str:
         """What each row sees, [1, 1, kept * group, keys], from what each token sees."""
-        graph, prefix = self._graph, PREFIXES[kind]
-        if not any(known == kind for known, _ in self._sights):
-            graph.input(f"{prefix}bias", FLOAT, ["kept_length", f"{prefix}keys"])
-            graph.input(f"{prefix}seqlens_k", INT32, [1])
-            graph.input(f"{prefix}total_sequence_length", INT32, [])
-        tokens = graph.op("Unsqueeze", [f"{prefix}bias", graph.ints(1)])
+        graph = self._graph
+        tokens = graph.op("Unsqueeze", [self.sights[kind], graph.ints(1)])
         rows = graph.op("Flatten", [graph.op("Expand", [tokens, graph.ints(1, group, 1)])], axis=2)
         return graph.op("Unsqueeze", [rows, graph.ints(0, 1)])
 

@@ -58,6 +58,8 @@ for decoder in [seat.decoder for seat in engine._seats._seats]:
     for first, end in decoder.cuts(decoder.context, decoder.chunk):
         ids = rng.integers(3, 90, end - first)
         decoder.step(ids, decoder.embed(ids))
+    decoder.cache.go_back(decoder.context - 8)
+    decoder.step(ids[:8], decoder.embed(ids[:8]), 8)
     for number in range(4):
         seat = engine._seats._seats[0]
         engine._seats.mark(seat)

@@ -30,10 +30,12 @@ def session(path: Path) -> Any:
 class Runner:
     """Feeds token chunks; `step(ids, keep)` gives logits [keep, V] and last hidden states [keep, H].
 
-    `watch`: outputs of the graph that each step puts into `watched` too.
+    `watch`: outputs of the graph that each step puts into `watched` too. `few`: steps of how many tokens, at most, are
+    taken as few; the default leaves long ones for the other way.
     """
 
     watch: Sequence[str] = ()
+    few: int = 4
     watched: Mapping[str, Any]
 
     def __init__(self, bundle: Path, manifest: Manifest, *, capacity: int = 256, chunk: int = 16) -> None:
@@ -83,7 +85,7 @@ class Runner:
             "num_logits_to_keep": np.array([keep], np.int64),
             **self.rope,
             **self.lengths(),
-            **self.sights(keep),
+            **self.sights(keep, count),
         }
         if self.ple:
             ple_ids = ids if ple_ids is None else ple_ids
@@ -109,13 +111,19 @@ class Runner:
         self.watched = {name: outputs[2 + len(self.caches) + at].numpy() for at, name in enumerate(self.watch)}
         return logits.numpy()[0].copy(), hidden.numpy()[0].copy()
 
-    def sights(self, keep: int) -> dict[str, Any]:
-        """What the last `keep` tokens see; keys that are not there are hidden."""
-        least = 1 + keep * self.text.num_heads
+    def sights(self, keep: int, count: int) -> dict[str, Any]:
+        """What the last `keep` of `count` tokens see; keys that are not there are hidden."""
+        few = keep == count <= self.few and self.total > count
+        least = 0 if few else 1 + keep * self.text.num_heads
+        resident = min(self.resident, self.text.sliding_window - 1 + count) if few else self.resident
         tokens = np.arange(self.total - keep, self.total)[:, None]
-        found = {}
-        for prefix, count in (("kept_", self.total), ("kept_window_", self.resident)):
-            keys = self.total - count + np.arange(max(count, least))
+        found: dict[str, Any] = {"few_tokens": np.array(few)}
+        for (layer, part), cache in self.caches.items():
+            end, known = (self.total, self.total) if self.text.is_full(layer) else (self.resident, resident)
+            for head, rows in enumerate(cache.numpy()[0]):
+                found[names.before(layer, part, head)] = rows[end - known : end - count] if few else rows[:1]
+        for prefix, known in (("kept_", self.total), ("kept_window_", resident)):
+            keys = self.total - known + np.arange(max(known, least))
             seen = (keys <= tokens) & ((prefix == "kept_") | (keys > tokens - self.text.sliding_window))
             found[f"{prefix}bias"] = np.where(seen, 0, -1e9).astype(np.float32)
             found[f"{prefix}seqlens_k"] = np.array([len(keys) - 1], np.int32)

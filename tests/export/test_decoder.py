@@ -39,7 +39,7 @@ def build(folder: Path, recipe: str = "fp32", **changes: Any) -> tuple[Path, dic
     return folder / "bundle", tensors
 
 
-@pytest.mark.parametrize(
+shapes = pytest.mark.parametrize(
     "changes",
     [
         {},
@@ -51,11 +51,34 @@ def build(folder: Path, recipe: str = "fp32", **changes: Any) -> tuple[Path, dic
     ],
     ids=["shared", "plain", "odd sizes", "values from keys", "experts", "all experts, shared"],
 )
+
+
+@shapes
 def test_logits_equal_those_of_numpy(tmp_path: Path, changes: dict[str, Any]) -> None:
     bundle, tensors = build(tmp_path, **changes)
     expected = forward(tensors, {**CONFIG, **changes}, IDS)
     logits, _ = Runner(bundle, read_manifest(bundle), chunk=48).step(IDS, 48)
     assert np.abs(logits - expected).max() < 1e-3
+
+
+@shapes
+def test_steps_of_few_tokens_equal_others(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Alone and up to four at a time, before and past the window (6), for any number of key heads."""
+    bundle, tensors = build(tmp_path, **changes)
+    expected = forward(tensors, {**CONFIG, **changes}, IDS)
+    few, many = (Runner(bundle, read_manifest(bundle), chunk=7) for _ in range(2))
+    many.few = 0
+    at = 0
+    for size in (2, 1, 3, 1, 4, 1, 1, 7, 4, 2, 4, 4, 1, 1, 7, 1, 4):
+        ids = IDS[at : at + size]
+        at += size
+        first, second = few.step(ids, size)[0], many.step(ids, size)[0]
+        assert np.abs(first - expected[at - size : at]).max() < 1e-3
+        assert np.abs(first - second).max() < 1e-5
+    assert at == len(IDS)
+    for place, cache in few.caches.items():
+        rows = few.total if few.text.is_full(place[0]) else few.resident
+        assert np.abs(cache.numpy() - many.caches[place].numpy())[:, :, :rows].max() < 1e-5
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "int4"])

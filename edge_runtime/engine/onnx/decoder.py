@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.checksums import Checksums
     from edge_runtime.bundle.manifest import Manifest
-    from edge_runtime.engine.onnx.kv_cache import KVType
+    from edge_runtime.engine.onnx.kv_cache import KVType, Lengths
     from edge_runtime.engine.onnx.packed import PackedGraphs
     from edge_runtime.gemma.geometry import TextGeometry
 
 CHUNK = 256
 """Tokens per prefill step: long enough for full speed, short enough to bound memory and to cancel in between."""
+
+
+FEW = 8
+"""Tokens of a step, at most, that are taken as few; see `export.few`."""
 
 
 class _Core:
@@ -142,6 +146,14 @@ class Decoder:
         self._caches_bound = 0
         for name, value in core.rotary.items():
             self._bind_input(name, value)
+        self._before = [
+            (name, layer, rows)
+            for (layer, part), buffer in self.cache.buffers.items()
+            for head, rows in enumerate(buffer[0])
+            if (name := names.before(layer, part, head)) in self._inputs
+        ]
+        for name, _, rows in self._before:  # steps of many tokens do not look at them
+            self._binding.bind_cpu_input(name, rows[:1])
         outputs = [item.name for item in self._session.get_outputs()]
         for (layer, part), buffer in self.cache.buffers.items():
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
@@ -212,17 +224,9 @@ class Decoder:
             "window_seqlens_k": np.array([lengths.resident - 1], np.int32),
             "window_total_sequence_length": np.array(lengths.resident, np.int32),
         }
-        window = self._text.sliding_window
         if self._text.bidirectional_images:
-            feed["window_bias"] = window_bias(lengths, window, self._images)
-        least = 1 + keep * self.cache.layout.group
-        for prefix, bias in (
-            ("kept_", kept_bias(lengths, keep, least)),
-            ("kept_window_", kept_bias(lengths, keep, least, window, self._images)),
-        ):
-            feed[f"{prefix}bias"] = bias
-            feed[f"{prefix}seqlens_k"] = np.array([bias.shape[1] - 1], np.int32)
-            feed[f"{prefix}total_sequence_length"] = np.array(bias.shape[1], np.int32)
+            feed["window_bias"] = window_bias(lengths, self._text.sliding_window, self._images)
+        feed.update(self._sights(lengths, count, keep))
         if self._per_layer is not None:
             own = self._text.num_own_layers * self._text.ple_dim
             # One read for both where both are wanted.
@@ -241,6 +245,28 @@ class Decoder:
         self._session.run_with_iobinding(self._binding)
         logits: NDArray[np.float32] = self._logits[0]
         return logits
+
+    def _sights(self, lengths: Lengths, count: int, keep: int) -> dict[str, NDArray[Any]]:
+        """What the last `keep` of `count` tokens see; where these are few, that is bound, too."""
+        window = self._text.sliding_window
+        few = bool(self._before) and keep == count <= FEW and lengths.start > 0
+        least = 0 if few else 1 + keep * self.cache.layout.group
+        sights = {
+            "kept_": kept_bias(lengths, keep, least),
+            "kept_window_": kept_bias(lengths, keep, least, window, self._images),
+        }
+        if few:
+            sights["kept_window_"] = np.ascontiguousarray(sights["kept_window_"][:, 1 - window - count :])
+            for name, layer, rows in self._before:
+                full = self._text.is_full(layer)
+                end = (lengths.total if full else lengths.resident) - count
+                self._binding.bind_cpu_input(name, rows[0 if full else max(0, end + 1 - window) : end])
+        found: dict[str, NDArray[Any]] = {"few_tokens": np.array(few)}
+        for prefix, sight in sights.items():
+            found[f"{prefix}bias"] = sight
+            found[f"{prefix}seqlens_k"] = np.array([sight.shape[1] - 1], np.int32)
+            found[f"{prefix}total_sequence_length"] = np.array(sight.shape[1], np.int32)
+        return found
 
     @property
     def most_kept(self) -> int:

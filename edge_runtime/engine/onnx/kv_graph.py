@@ -67,6 +67,7 @@ def set_kv_type(model: Any, text: TextGeometry, kv_type: KVType, folder: Path) -
     if kv_type == "fp32":
         return
     graph = model.graph
+    _drop_few(graph)
     element = {"fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[kv_type]
     places = [(layer, part) for layer in range(text.num_own_layers) for part in ("key", "value")]
     caches = {name for place in places for name in (names.past(*place), names.present(*place))}
@@ -77,6 +78,33 @@ def set_kv_type(model: Any, text: TextGeometry, kv_type: KVType, folder: Path) -
         _make_half(graph)
     else:
         _make_int8(graph, text, folder)
+
+
+def _drop_few(graph: Any) -> None:
+    """Takes out what is there for steps of few tokens, which needs keys and values in float32."""
+    nodes: list[Any] = []
+    for node in graph.node:
+        if node.op_type != "If":
+            nodes.append(node)
+            continue
+        otherwise = next(attribute.g for attribute in node.attribute if attribute.name == "else_branch")
+        outer = dict(zip((value.name for value in otherwise.output), node.output, strict=True))
+        for inner in otherwise.node:
+            for names_ in (inner.input, inner.output):
+                names_[:] = [outer.get(name, name) for name in names_]
+            nodes.append(inner)
+    used = {value.name for value in graph.output}
+    kept: list[Any] = []
+    for node in reversed(nodes):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(type(node).FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    for values in (graph.input, graph.initializer):
+        found = [type(value).FromString(value.SerializeToString()) for value in values if value.name in used]
+        del values[:]
+        values.extend(found)
 
 
 def key_scales(text: TextGeometry, layer: int, k_norm: NDArray[np.float32]) -> NDArray[np.float32]:

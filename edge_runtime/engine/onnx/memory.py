@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import machine
 from edge_runtime.bundle import names
-from edge_runtime.engine.onnx.decoder import CHUNK, largest_step
+from edge_runtime.engine.onnx.decoder import CHUNK, FEW, largest_step
 from edge_runtime.engine.onnx.kv_cache import Layout
 from edge_runtime.engine.plan import MemoryPlan
 from edge_runtime.errors import EdgeRuntimeError
@@ -152,6 +152,9 @@ def step_bytes(text: TextGeometry, context: int, kv_type: KVType) -> int:
     wide = 4 * mlp + 6 * text.hidden_size + 4 * heads + 4 * text.num_own_layers * text.ple_dim
     last = 4 * max(text.mlp_widths) + 5 * text.vocab_size
     numbers = tokens * wide + last
+    if kv_type == "fp32":  # what few tokens score, in three forms at a time
+        group = max(text.num_heads // text.kv_heads[layer] for layer in own)
+        numbers = max(numbers, FEW * (3 * group * context + wide) + last)
     if kv_type == "fp16":  # a layer's whole cache, widened
         numbers += max(2 * context * text.kv_heads[layer] * text.head_dims[layer] for layer in own)
     if text.bidirectional_images:  # attention with a mask of its own keeps what it scores
