@@ -4,7 +4,8 @@ Every matrix has a few formats to choose from. What one of them costs is
 
     role's weight * (norm of the rounding error / norm of the matrix)^2
 
-with the error taken from a sample of rows. Relative errors may be compared because each block of Gemma 4 ends in a
+with the error taken from a sample of rows. Bytes are those of memory, where a kernel keeps two float32 for each block:
+they are what a box has least of, and what a token takes time to read. Relative errors may be compared because each block of Gemma 4 ends in a
 norm: what a matrix adds to the stream is as large as that norm's weight, whatever the matrix's own scale. How much an
 equal error in different places changes the answers was measured once, on the built-in model (`WEIGHTS`). From the
 smallest formats on, bytes then go where they save most, as long as there are any.
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
     from edge_runtime.export.matrix import Matrix
 
-CHOICES = (Format(2, 64, "i8"), Format(2, 32, "i8"), Format(4, 64, "i8"), Format(4, 32, "i8"), Format(8, 64, "i8"))
+CHOICES = (
+    Format(2, 128, "i8"),
+    Format(2, 64, "i8"),
+    Format(4, 128, "i8"),
+    Format(4, 64, "i8"),
+    Format(4, 32, "i8"),
+    Format(8, 128, "i8"),
+)
 
 _SAMPLE = 48  # rows of a matrix that are rounded to find out how it bears it
 
@@ -50,7 +58,7 @@ def deal(matrices: Sequence[Matrix], total: int) -> dict[str, Format]:
 
     Args:
         matrices: Those of the decoder. One that lies on a grid of its own keeps that.
-        total: Bytes for all of them together; if even the smallest formats take more, they are chosen.
+        total: Bytes of memory for all of them together; if even the smallest formats take more, they are chosen.
 
     Returns:
         The format of each matrix, by its name.
@@ -88,7 +96,7 @@ def _ladder(matrix: Matrix) -> list[tuple[int, float, Format]]:
     """The matrix's formats worth having, by size: bytes, cost, format; each step saves less a byte than the last."""
     count, width = matrix.shape
     if matrix.native:
-        return [(count * matrix.native.row_bytes(width), 0.0, matrix.native)]
+        return [(count * matrix.native.kernel_bytes(width), 0.0, matrix.native)]
     rows = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int).tolist()
     sample = np.concatenate([matrix.rows(row, row + 1) for row in rows])
     options = []
@@ -97,7 +105,7 @@ def _ladder(matrix: Matrix) -> list[tuple[int, float, Format]]:
         if form.bits != 32:
             rounded = quantize(sample, form)
             error = rounded.lost / rounded.whole if rounded.whole else 0.0
-        options.append((count * form.row_bytes(width), role_weight(matrix.name) * error, form))
+        options.append((count * form.kernel_bytes(width), role_weight(matrix.name) * error, form))
     return _hull(sorted(options, key=lambda option: option[:2]))
 
 

@@ -57,6 +57,10 @@ class Format:
         factor = 4 if self.scales == "i8" else 0
         return width * self.bits // 8 + width // self.block * self.scale_dtype.itemsize + factor
 
+    def kernel_bytes(self, width: int) -> int:
+        """Bytes of a row of `width` weights as x86-64's kernels keep it: with two float32 for each block."""
+        return 4 * width if self.bits == 32 else width * self.bits // 8 + 8 * (width // self.block)
+
 
 FP32 = Format(32)
 
