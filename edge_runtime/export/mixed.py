@@ -5,10 +5,10 @@ Every matrix has a few formats to choose from. What one of them costs is
     role's weight * (norm of the rounding error / norm of the matrix)^2
 
 with the error taken from a sample of rows. Bytes are those of memory, where a kernel keeps two float32 for each block:
-they are what a box has least of, and what a token takes time to read. Relative errors may be compared because each block of Gemma 4 ends in a
-norm: what a matrix adds to the stream is as large as that norm's weight, whatever the matrix's own scale. How much an
-equal error in different places changes the answers was measured once, on the built-in model (`WEIGHTS`). From the
-smallest formats on, bytes then go where they save most, as long as there are any.
+they are what a box has least of, and what a token takes time to read. Relative errors may be compared because each
+block of Gemma 4 ends in a norm: what a matrix adds to the stream is as large as that norm's weight, whatever the
+matrix's own scale. How much an equal error in different places changes the answers was measured once, on the built-in
+model (`WEIGHTS`). From the smallest formats on, bytes then go where they save most, as long as there are any.
 """
 
 from __future__ import annotations

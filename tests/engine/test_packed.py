@@ -13,9 +13,11 @@ from edge_runtime.bundle import names
 from edge_runtime.bundle.checksums import Checksums
 from edge_runtime.bundle.manifest import read_manifest
 from edge_runtime.engine.onnx import packed as packed_module
+from edge_runtime.engine.onnx import slices
 from edge_runtime.engine.onnx.decoder import Decoder
 from edge_runtime.engine.onnx.encoders import Encoders
 from edge_runtime.engine.onnx.engine import OnnxEngine
+from edge_runtime.engine.onnx.kv_graph import read_graph
 from edge_runtime.engine.onnx.packed import PackedGraphs
 from edge_runtime.engine.protocol import Request
 from edge_runtime.errors import EdgeRuntimeError
@@ -77,6 +79,18 @@ def test_the_numbers_are_the_same(bundle: Path, tmp_path: Path, kv_type: Any):
     for _ in range(2):
         assert np.array_equal(logits(bundle, tmp_path, kv_type), expected)
     assert not list(data_of(tmp_path).parents[1].glob(".*"))  # nothing is left of the making
+
+
+@pytest.mark.parametrize("kv_type", ["fp32", "int8"])
+def test_large_matrices_are_cut(bundle: Path, tmp_path: Path, kv_type: Any, monkeypatch: pytest.MonkeyPatch):
+    expected = logits(bundle, None, kv_type)
+    # The head has 2048 x 256 weights; of a limit that is no divisor more slices are made.
+    monkeypatch.setattr(slices, "SLICE", (2048 * 256) // 3)
+    for _ in range(2):
+        assert np.array_equal(logits(bundle, tmp_path, kv_type), expected)
+    tensors = read_graph(data_of(tmp_path).parent / names.DECODER).graph.initializer
+    heads = [tensor.dims[0] for tensor in tensors if "embed_tokens.weight.q" in tensor.name]
+    assert heads == [512] * 4
 
 
 def test_towers_too(bundle: Path, tmp_path: Path):

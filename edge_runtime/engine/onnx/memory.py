@@ -13,6 +13,7 @@ from edge_runtime import machine
 from edge_runtime.bundle import names
 from edge_runtime.engine.onnx.decoder import CHUNK, FEW, largest_step
 from edge_runtime.engine.onnx.kv_cache import Layout
+from edge_runtime.engine.onnx.slices import SLICE
 from edge_runtime.engine.plan import MemoryPlan
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.image import BUDGETS, PatchGrid
@@ -63,6 +64,8 @@ def plan(
     program = _PROGRAM + _TOKENIZER * tokenizer + 4 * _rotary(text, context) + _size(manifest, names.CHECKSUMS)
     kv = sessions * (layout.nbytes + 8 * context)
     largest = max((text.vocab_size * text.hidden_size, *(_head_like(text))))
+    if mapped:
+        largest = min(largest, SLICE)
     # A matrix is packed in memory even where a file's pages then take its place.
     anyway, parts = _PROGRAM + (0 if mapped else weights), (_TOKENIZER_READING * tokenizer, largest)
     cache = min(PREFIX_CACHE, 2 * layout.saved_bytes(context) + (8 << 20))

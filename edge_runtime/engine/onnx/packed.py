@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 WORTH = 64 << 20
 """Bytes of a decoder's weights from which on it is worth the disk."""
 
-_FORM = 1  # of the files; another form is made anew
+_FORM = 2  # of the files; another form is made anew
 _GRAPHS = (names.DECODER, names.VISION, names.AUDIO)
 _SPARE = 256 << 20  # bytes of disk that are left free
 _ABOUT = "packed.json"

@@ -11,6 +11,7 @@ from edge_runtime.bundle import names
 from edge_runtime.engine.onnx.kv_graph import read_graph
 from edge_runtime.engine.onnx.memory import packed_bytes
 from edge_runtime.engine.onnx.session import session_options
+from edge_runtime.engine.onnx.slices import chain, slice_matrices
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
@@ -27,6 +28,7 @@ def packed_size(manifest: Manifest, graph: str) -> int:
 def pack(bundle: Path, graph: str, folder: Path) -> None:
     """Writes graph and data file into `folder`."""
     model = read_graph(bundle / graph)
+    slice_matrices(model.graph)
     with (folder / names.data_file(graph)).open("wb") as file, tempfile.TemporaryDirectory(dir=folder) as work:
         _Packer(bundle, model, file, Path(work)).run()
     (folder / graph).write_bytes(model.SerializeToString())
@@ -65,7 +67,7 @@ class _Packer:
     def _pack(self, node: Any) -> set[str]:
         """Packs the matrix of one node; the names of the values that its scales, now in float32, made needless."""
         weight, scales = node.input[1], node.input[2]
-        nodes = self._chain(scales)
+        nodes = chain(scales, self._makers)
         saved, data = self._save(node, nodes)
         by_name = {tensor.name: tensor for tensor in saved.graph.initializer}
         # Whatever the optimiser called them: they are what the node takes now.
@@ -83,13 +85,6 @@ class _Packer:
         made = {output for maker in nodes for output in maker.output}
         used = {name for maker in nodes for name in maker.input}
         return made | used
-
-    def _chain(self, value: str) -> list[Any]:
-        """The nodes that make a value of constants, in order."""
-        maker = self._makers.get(value)
-        if maker is None:
-            return []
-        return [*(node for name in maker.input for node in self._chain(name)), maker]
 
     def _save(self, node: Any, nodes: list[Any]) -> tuple[Any, Path]:
         """A graph of one matrix as ONNX Runtime saves it, and its data."""
