@@ -30,7 +30,7 @@ COPIED = (
     PREPROCESSOR_CONFIG,
     GENERATION_CONFIG,
 )
-"""Taken over unchanged from the checkpoint, where it has them."""
+"""Taken over from the checkpoint, where it has them: unchanged, but for the form of the tokenizer's merges."""
 
 
 def data_file(graph: str) -> str:

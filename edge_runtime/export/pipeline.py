@@ -28,6 +28,7 @@ from edge_runtime.export.source import check_disk
 from edge_runtime.export.tables import shared_spec, write_embedding, write_per_layer_embedding
 from edge_runtime.export.target import check_target, put, temporary_folder
 from edge_runtime.export.vision import build_vision
+from edge_runtime.export.vocabulary import copy_tokenizer
 from edge_runtime.export.weights import Weights
 from edge_runtime.gemma.geometry import AssistantGeometry, Geometry
 
@@ -228,7 +229,8 @@ class _Export:
         self._tick(0)
         for name in names.COPIED:
             if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, self.folder / name)
+                copy = copy_tokenizer if name == names.TOKENIZER else shutil.copyfile
+                copy(checkpoint / name, self.folder / name)
         name = self.source["checkpoint"].rpartition("/")[2]  # without the owner, of a model on the hub
         manifest = Manifest(
             name, self.recipe, self.geometry, self.source, tables, embedding=self.shared, formats=self.formats
