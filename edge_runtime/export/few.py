@@ -36,7 +36,7 @@ class FewTokens:
             positions: Of all tokens, [1, tokens].
             sights: What they see on each kind of layers, [tokens, rows]; see `kept.KeptTokens`.
         """
-        self._layers, self._graph, self._text = layers, layers.graph, layers.text
+        self._graph, self._text = layers.graph, layers.text
         self._positions, self._sights = positions, sights
         self.flag = self._graph.input(FLAG, BOOL, [])
         self._own: dict[int, tuple[list[list[str]], list[str]]] = {}
@@ -55,7 +55,9 @@ class FewTokens:
             for head in range(count):
                 graph.input(names.before(layer, part, head), FLOAT, [f"{self._kind(layer)}_before", dim])
         self._own[layer] = heads, updates
-        self._index(layer), self._shared_by(layer)  # what branches share must lie outside of them
+        # What branches share must lie outside of them.
+        self._index(layer)
+        self._shared_by(layer)
 
     def write(self, layer: int) -> list[str]:
         """The layer's cache with its tokens' keys and values, in its own memory if past and present share that."""

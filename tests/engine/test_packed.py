@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,6 @@ from edge_runtime.gemma.chat import Media
 from tests.engine import runs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 
@@ -91,6 +91,21 @@ def test_large_matrices_are_cut(bundle: Path, tmp_path: Path, kv_type: Any, monk
     tensors = read_graph(data_of(tmp_path).parent / names.DECODER).graph.initializer
     heads = [tensor.dims[0] for tensor in tensors if "embed_tokens.weight.q" in tensor.name]
     assert heads == [512] * 4
+
+
+def test_pages_that_only_loading_looked_at_are_let_go(bundle: Path, tmp_path: Path):
+    session = graphs(bundle, tmp_path).open(names.DECODER, 1, None)
+    mapped = resident = 0
+    ours = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if re.match("[0-9a-f]+-", line):
+            ours = line.endswith(str(data_of(tmp_path)))
+        elif ours and line.startswith(("Size:", "Rss:")):
+            mapped += int(line.split()[1]) * line.startswith("Size:")
+            resident += int(line.split()[1]) * line.startswith("Rss:")
+    assert session.get_inputs()
+    assert mapped > 2000
+    assert resident == 0
 
 
 def test_towers_too(bundle: Path, tmp_path: Path):

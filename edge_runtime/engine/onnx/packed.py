@@ -27,7 +27,7 @@ import numpy as np
 from edge_runtime.bundle import names
 from edge_runtime.engine.onnx import packing
 from edge_runtime.engine.onnx.kv_graph import read_graph, set_kv_type
-from edge_runtime.engine.onnx.session import open_session
+from edge_runtime.engine.onnx.session import let_go, open_session
 from edge_runtime.machine import readable
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class PackedGraphs:
                 if not folder.is_dir():
                     self._make(graph, checksums)
                 if _sound(folder):
-                    return open_session(self._with_kv_type(folder, graph, kv_type, text), threads, packed=True)
+                    session = open_session(self._with_kv_type(folder, graph, kv_type, text), threads, packed=True)
+                    let_go((folder / names.data_file(graph)).resolve())
+                    return session
                 log.warning("%s is damaged: it is made anew", folder)
                 shutil.rmtree(folder)
             except OSError as error:

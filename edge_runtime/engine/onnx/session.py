@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import mmap
 import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.bundle import names
@@ -13,7 +16,6 @@ from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from edge_runtime.bundle.checksums import Checksums
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 CPU = ("CPUExecutionProvider",)
 _PROVIDERS = {"cpu": CPU, "cuda": ("CUDAExecutionProvider", *CPU)}
 
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FREED_FROM = 128 << 10
 """ONNX Runtime turns a graph's scales into float32 in two steps and frees what the first gave; left alone, glibc keeps
@@ -91,6 +94,26 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def let_go(path: Path) -> None:
+    """Takes the pages of a mapped file out of this process; what is used comes back from the system's cache.
+
+    While a packed graph is loaded all of its file is looked at, and a fifth of it never again: scales, which lie packed
+    with their matrices, too. Mappings that were written to are left alone, and so is everything where /proc is not.
+    """
+    try:
+        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError, TypeError):
+        return
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    start = end = 0
+    for line in lines:
+        if found := _MAPPING.match(line):
+            start, end = (int(found[1], 16), int(found[2], 16)) if line.endswith(f" {path}") else (0, 0)
+        elif end and line.split() == ["Anonymous:", "0", "kB"]:
+            madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager
