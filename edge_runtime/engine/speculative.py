@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -233,12 +234,17 @@ class Guesses:
             drafter: Is told the last token, how many of the guesses before were right, and how many are wanted.
             habits: What earlier answers said.
         """
-        self._lookup, self._room, self._drafter = Lookup(prompt), room, drafter
+        self._prompt, self._room, self._drafter = prompt, room, drafter
         self._habits = habits or Habits()
         self.drafted = self.accepted = 0
         self._source = "lookup"
         self._guesses: list[int] = []
         self._accepted = 0
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        """Made when it is first asked, and by then the first token is out."""
+        return Lookup(self._prompt)
 
     def propose(self, token: int) -> Sequence[int]:
         """See `Drafts`."""
