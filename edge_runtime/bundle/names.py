@@ -38,8 +38,12 @@ def data_file(graph: str) -> str:
     return f"{graph}_data"
 
 
+PARTS = ("key", "value")
+"""Of a layer's cache."""
+
+
 def past(layer: int, part: str) -> str:
-    """Input name of a layer's cache; `part` is "key" or "value"."""
+    """Input name of a layer's cache; `part` is one of `PARTS`."""
     return f"past_key_values.{layer}.{part}"
 
 

@@ -122,7 +122,7 @@ class _Decoder(TextLayers):
         text = self.text
         for layer in range(text.num_own_layers):
             kind = "total" if text.is_full(layer) else "window"
-            for part in ("key", "value"):
+            for part in names.PARTS:
                 shape: list[int | str] = [1, text.kv_heads[layer], f"{kind}_capacity", text.head_dims[layer]]
                 self.graph.input(names.past(layer, part), FLOAT, shape)
                 self.graph.output(names.present(layer, part), names.present(layer, part), FLOAT, shape)
@@ -227,8 +227,8 @@ class _Decoder(TextLayers):
 
     def _cache(self, layer: int) -> tuple[list[str], list[str]]:
         """Names of a layer's cache, before and after."""
-        parts = ("key", "value")
-        return [names.past(layer, part) for part in parts], [names.present(layer, part) for part in parts]
+        past, present = ([named(layer, part) for part in names.PARTS] for named in (names.past, names.present))
+        return past, present
 
     def _head(self, stream: Stream) -> None:
         graph, text = self.graph, self.text

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FLAG = "few_tokens"
 """The input that says whether a step is one of few tokens; it then keeps the logits of all of them."""
-PARTS = ("key", "value")
 
 
 class FewTokens:
@@ -47,7 +46,7 @@ class FewTokens:
         """Notes a layer's keys and values of the step's tokens, [1, tokens, kv_heads * head_dim], not yet rotated."""
         graph, count, dim = self._graph, self._text.kv_heads[layer], self._text.head_dims[layer]
         heads, updates = [], []
-        for part, x in zip(PARTS, (self._rotated(layer, key, count), value), strict=True):
+        for part, x in zip(names.PARTS, (self._rotated(layer, key, count), value), strict=True):
             rows = graph.reshape(x, -1, count, dim)
             updates.append(rows)
             split = [rows] if count == 1 else graph.op_n("Split", [rows], count, axis=1, num_outputs=count)
@@ -64,7 +63,7 @@ class FewTokens:
         index = self._index(layer)
         return [
             self._graph.op("ScatterND", [names.past(layer, part), index, rows])
-            for part, rows in zip(PARTS, self._own[layer][1], strict=True)
+            for part, rows in zip(names.PARTS, self._own[layer][1], strict=True)
         ]
 
     def attention(self, layer: int, query: str, *, grouped: bool) -> str:
@@ -92,8 +91,8 @@ class FewTokens:
     def _one_head(self, source: int, head: int, rows: str, group: int) -> str:
         """What queries [tokens * group, head_dim] read of a key head: [tokens, group, head_dim]."""
         graph = self._graph
-        key, value = (names.before(source, part, head) for part in PARTS)
-        own_key, own_value = (self._own[source][0][part][head] for part in range(len(PARTS)))
+        key, value = (names.before(source, part, head) for part in names.PARTS)
+        own_key, own_value = (self._own[source][0][part][head] for part in range(len(names.PARTS)))
         sight, sizes = self._shared_by(source)
         scores = [graph.op("FusedMatMul", [keys, rows], domain=MS, transB=1) for keys in (key, own_key)]
         by_token = graph.reshape(graph.op("Concat", scores, axis=0), 0, -1, group)
@@ -122,7 +121,7 @@ class FewTokens:
         if kind not in self._shared:
             counts = [
                 graph.op("Shape", [rows], end=1)
-                for rows in (names.before(layer, PARTS[0], 0), self._own[layer][0][0][0])
+                for rows in (names.before(layer, names.PARTS[0], 0), self._own[layer][0][0][0])
             ]
             sight = graph.op("Unsqueeze", [self._sights[kind], graph.ints(1)])
             self._shared[kind] = sight, graph.op("Concat", counts, axis=0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from edge_runtime.bundle.names import PARTS
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_runtime.gemma.geometry import TextGeometry
-
-PARTS = ("key", "value")
 
 KVType = Literal["fp32", "fp16", "int8"]
 """How keys and values are kept."""

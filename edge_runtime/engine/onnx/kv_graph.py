@@ -23,6 +23,7 @@ from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.rope import table_pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -53,6 +54,13 @@ def read_graph(path: Path) -> Any:
         raise EdgeRuntimeError(f"{path}: the graph cannot be loaded: {str(error).splitlines()[:1]}") from None
 
 
+def refill(field: Any, values: Sequence[Any]) -> None:
+    """Makes a repeated field of protobuf messages hold copies of `values`, some of which may be its own."""
+    copies = [type(value).FromString(value.SerializeToString()) for value in values]
+    del field[:]
+    field.extend(copies)
+
+
 def set_kv_type(model: Any, text: TextGeometry, kv_type: KVType, folder: Path) -> None:
     """Makes a decoder graph, as exported, keep keys and values as `kv_type`.
 
@@ -69,7 +77,7 @@ def set_kv_type(model: Any, text: TextGeometry, kv_type: KVType, folder: Path) -
     graph = model.graph
     _drop_few(graph)
     element = {"fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[kv_type]
-    places = [(layer, part) for layer in range(text.num_own_layers) for part in ("key", "value")]
+    places = [(layer, part) for layer in range(text.num_own_layers) for part in names.PARTS]
     caches = {name for place in places for name in (names.past(*place), names.present(*place))}
     for value in (*graph.input, *graph.output):
         if value.name in caches:
@@ -98,13 +106,10 @@ def _drop_few(graph: Any) -> None:
     for node in reversed(nodes):
         if used.intersection(node.output):
             used.update(node.input)
-            kept.append(type(node).FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
+            kept.append(node)
+    refill(graph.node, kept[::-1])
     for values in (graph.input, graph.initializer):
-        found = [type(value).FromString(value.SerializeToString()) for value in values if value.name in used]
-        del values[:]
-        values.extend(found)
+        refill(values, [value for value in values if value.name in used])
 
 
 def key_scales(text: TextGeometry, layer: int, k_norm: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -138,12 +143,12 @@ def _make_int8(graph: Any, text: TextGeometry, folder: Path) -> None:
     for number, node in enumerate(node for node in graph.node if node.op_type == _ATTENTION):
         source = int(_CACHE.fullmatch(node.input[_PAST_KEY])[1])  # type: ignore[index]  # they have no other names
         node.input.extend([""] * (_K_SCALE - len(node.input)))
-        node.input.extend(_scale(source, part) for part in ("key", "value"))
+        node.input.extend(_scale(source, part) for part in names.PARTS)
         for name in ("k_quant_type", "v_quant_type"):
             node.attribute.append(helper.make_attribute(name, "PER_CHANNEL"))
         node.attribute.append(helper.make_attribute("kv_cache_bit_width", 8))
         if len(node.output) == 1:
-            for part in ("key", "value"):
+            for part in names.PARTS:
                 present = names.present(source, part)
                 output = names.given_back(present, number)
                 node.output.append(output)
@@ -179,9 +184,7 @@ def _make_half(graph: Any) -> None:
             node.name = node.output[0]
         else:
             nodes.append(node)
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    refill(graph.node, nodes)
 
 
 def _scale(layer: int, part: str) -> str:

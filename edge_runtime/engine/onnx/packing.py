@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edge_runtime.bundle import names
-from edge_runtime.engine.onnx.kv_graph import read_graph
+from edge_runtime.engine.onnx.kv_graph import read_graph, refill
 from edge_runtime.engine.onnx.memory import packed_bytes
 from edge_runtime.engine.onnx.session import session_options
 from edge_runtime.engine.onnx.slices import chain, slice_matrices
@@ -58,11 +58,8 @@ class _Packer:
                 self._copy(tensor)
         kept = [node for node in graph.node if not (node.output and node.output[0] in gone)]
         tensors = [tensor for tensor in self._initializers.values() if tensor.name not in gone or _is_ours(tensor)]
-        copies = [type(node).FromString(node.SerializeToString()) for node in kept]
-        parts = [type(tensor).FromString(tensor.SerializeToString()) for tensor in tensors]
-        del graph.node[:], graph.initializer[:]
-        graph.node.extend(copies)
-        graph.initializer.extend(parts)
+        refill(graph.node, kept)
+        refill(graph.initializer, tensors)
 
     def _pack(self, node: Any) -> set[str]:
         """Packs the matrix of one node; the names of the values that its scales, now in float32, made needless."""

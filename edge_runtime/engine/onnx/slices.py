@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.engine.onnx.kv_graph import refill
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -35,11 +37,8 @@ def slice_matrices(graph: Any) -> None:
         nodes += _cut(made, count)
         graph.initializer.extend(_rows(tensor, part, count) for part in range(count) for tensor in constants.values())
         gone.update(constants, *(each.output for each in made[:-1]))
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes if node.output[0] not in gone]
-    kept = [type(each).FromString(each.SerializeToString()) for each in graph.initializer if each.name not in gone]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(copies)
-    graph.initializer.extend(kept)
+    refill(graph.node, [node for node in nodes if node.output[0] not in gone])
+    refill(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in gone])
 
 
 def chain(value: str, makers: Mapping[str, Any]) -> list[Any]:
