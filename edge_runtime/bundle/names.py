@@ -8,7 +8,10 @@ CHECKSUMS = "checksums.crc32"
 DECODER = "decoder_model_merged.onnx"
 VISION = "vision_encoder.onnx"
 AUDIO = "audio_encoder.onnx"
+TOWERS = (VISION, AUDIO)
 DRAFTER = "drafter.onnx"
+PREFILL = "prefill.onnx"
+"""Made of the decoder on the device, for prompts; never in a bundle."""
 
 EMBED_TABLE = "embed_tokens.bin"
 PLE_TABLE = "embed_tokens_per_layer.bin"

@@ -59,7 +59,10 @@ def run(args: argparse.Namespace, progress: Progress) -> int:
             return 0
     bundle, name = (args.bundle, args.bundle.resolve().name) if args.bundle else (builtin.bundle_path(), builtin.NAME)
     with contextlib.ExitStack() as stack:
-        candidate = stack.enter_context(BundleSource(bundle, threads=args.threads, name=name, kv_type=args.kv_type))
+        cache = builtin.cache_path()
+        candidate = stack.enter_context(
+            BundleSource(bundle, threads=args.threads, name=name, kv_type=args.kv_type, cache=cache)
+        )
         reference: SavedSource | BundleSource
         if kept := args.reference or args.save_reference:
             reference = stack.enter_context(SavedSource(kept))

@@ -18,6 +18,7 @@ class MemoryPlan:
         towers: Image and audio towers at work.
         kv: Keys and values of a full context.
         prefix_cache: Keys and values of earlier prompts.
+        prefill: Matrices of the decoder once more, as prompts are read with; 0: there is no room for them, or no need.
         mapped: What of weights and towers is pages of a file: the system may drop them and read them again.
         loading: The most anonymous memory at a time while the model is loaded; gone when that is done.
         at_once: Whether decoder and tokenizer may be loaded side by side without taking more than `anonymous`.
@@ -29,6 +30,7 @@ class MemoryPlan:
     towers: int
     kv: int
     prefix_cache: int
+    prefill: int = 0
     mapped: int = 0
     loading: int = 0
     at_once: bool = False
@@ -36,7 +38,7 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes that must be free for it to run at full speed."""
-        return self.weights + self.activations + self.towers + self.kv + self.prefix_cache
+        return self.weights + self.prefill + self.activations + self.towers + self.kv + self.prefix_cache
 
     @property
     def anonymous(self) -> int:
@@ -45,8 +47,9 @@ class MemoryPlan:
 
     def lines(self) -> list[str]:
         """The parts for people, the total last."""
-        parts = ("weights", "activations", "towers", "kv", "prefix_cache")
-        said = [f"{name.replace('_', ' ')}: {readable(getattr(self, name))}" for name in parts]
+        parts = ("weights", "prefill", "activations", "towers", "kv", "prefix_cache")
+        sizes = {name: getattr(self, name) for name in parts if name != "prefill" or self.prefill}
+        said = [f"{name.replace('_', ' ')}: {readable(size)}" for name, size in sizes.items()]
         if self.tables:
             said.append(f"tables, read row by row: {readable(self.tables)}")
         said.append(f"together: {readable(self.total)}")

@@ -66,6 +66,7 @@ class BundleSource:
         name: str | None = None,
         reader: Reader | None = None,
         kv_type: str | None = None,
+        cache: Path | None = None,
     ) -> None:
         """Loads a bundle.
 
@@ -75,6 +76,7 @@ class BundleSource:
             name: For reports; None: name and recipe of the bundle.
             reader: Takes in pictures and sounds in place of the bundle's own towers, so that only decoders differ.
             kv_type: How it keeps keys and values; None: fp32.
+            cache: See `OnnxEngine`; with one, prompts are read as they are where it answers.
 
         Raises:
             EdgeRuntimeError: It is no bundle, or a damaged one.
@@ -83,7 +85,7 @@ class BundleSource:
 
         self.manifest = read_manifest(folder)
         self.name = name or f"{self.manifest.name} {self.manifest.recipe}"
-        self._engine = OnnxEngine(folder, threads=threads, kv_type=kv_type)
+        self._engine = OnnxEngine(folder, threads=threads, kv_type=kv_type, cache=cache)
         self._reader = reader or self
 
     @property

@@ -29,6 +29,7 @@ SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
+from edge_runtime.engine.onnx import packed
 from edge_runtime.engine.onnx.engine import OnnxEngine
 from edge_runtime.engine.protocol import Request
 
@@ -44,7 +45,11 @@ def look():
 
 watcher = threading.Thread(target=look, daemon=True)
 watcher.start()
+packed.WORTH = 0
+if "cache" in options:
+    options["cache"] = Path(options["cache"])
 engine = OnnxEngine(folder, threads=2, **options)
+assert ("cache" in options) == (engine.memory.prefill > 0)
 if media:
     import PIL.Image
     picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), np.uint8))
@@ -57,7 +62,7 @@ for decoder in [seat.decoder for seat in engine._seats._seats]:
     decoder.begin()
     for first, end in decoder.cuts(decoder.context, decoder.chunk):
         ids = rng.integers(3, 90, end - first)
-        decoder.step(ids, decoder.embed(ids))
+        decoder.step(ids, decoder.embed(ids), end == decoder.context)
     decoder.cache.go_back(decoder.context - 8)
     decoder.step(ids[:8], decoder.embed(ids[:8]), 8)
     for number in range(4):
@@ -118,6 +123,17 @@ def test_other_shapes_stay_within_theirs(tmp_path: Path, checkpoint: Path, recip
     most, announced, _ = measured(tmp_path / "bundle", {"context": 2048}, media=False)
     print(f"\n{recipe} {changes}: {most / 1e6:.0f} MB at most, {announced / 1e6:.0f} MB announced")
     assert most <= announced
+
+
+def test_with_matrices_for_prompts_too(tmp_path: Path, checkpoint: Path):
+    write_checkpoint(tmp_path / "model", hidden_size=1024, intermediate_size=8192, vocab_size=4096, sliding_window=512)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
+        (tmp_path / "model" / name).write_bytes((checkpoint / name).read_bytes())
+    export_checkpoint(tmp_path / "model", tmp_path / "bundle", recipe="int4")
+    for _ in range(2):  # while they are made, and when they are there
+        options = {"context": 2048, "cache": str(tmp_path / "cache")}
+        most, announced, _ = measured(tmp_path / "bundle", options, media=False)
+        assert most <= announced
 
 
 @pytest.mark.parametrize("kv_type", ["fp32", "fp16", "int8"])

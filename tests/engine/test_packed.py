@@ -116,8 +116,9 @@ def test_towers_too(bundle: Path, tmp_path: Path):
         encoders = Encoders(bundle, manifest, 1, packed=packed)
         found.append(encoders.encode(encoders.prepare(sound)))
         encoders.close()
-    assert np.array_equal(found[0], found[1])
-    assert np.array_equal(found[0], found[2])
+    assert np.array_equal(found[1], found[2])
+    # Packed towers round a token's values with one scale: what is not rounded here is as far from both.
+    assert np.linalg.norm(found[1] - found[0]) < 0.1 * np.linalg.norm(found[0])
 
 
 def test_packed_weights_are_mapped(bundle: Path, tmp_path: Path):
@@ -169,7 +170,7 @@ def test_a_full_disk_is_seen_before(bundle: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300 << 20))
     monkeypatch.setattr(packed_module, "_SPARE", 1 << 40)
     assert PackedGraphs.of(bundle, read_manifest(bundle), tmp_path) is None
-    assert "has 315 MB free" in caplog.text
+    assert "has 0 bytes to spare" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written(bundle: Path, tmp_path: Path):

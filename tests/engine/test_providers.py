@@ -26,7 +26,7 @@ LONG = "What time does the museum open? " * 60
 def test_without_a_gpu_the_cpu_computes_and_that_is_said(fp32_bundle: Path, caplog: pytest.LogCaptureFixture):
     engine = OnnxEngine(fp32_bundle, threads=1, context=128, providers="cuda")
     assert "the model runs on the CPU: this ONNX Runtime has no CUDAExecutionProvider" in caplog.text
-    assert engine._decoder._session.get_providers() == list(CPU)
+    assert engine._decoder._core.session.get_providers() == list(CPU)
     assert list(engine.run(Request(raw="Hello", max_tokens=1)))
     engine.close()
 
@@ -38,7 +38,7 @@ def test_the_gpu_gives_what_the_cpu_gives(recipe: str, checkpoint: Path, tmp_pat
     bundle = tmp_path / "bundle"
     export_checkpoint(checkpoint, bundle, recipe=recipe)
     engine, other = OnnxEngine(bundle, threads=1), OnnxEngine(bundle, threads=1, providers="cuda")
-    assert "CUDAExecutionProvider" in other._decoder._session.get_providers()
+    assert "CUDAExecutionProvider" in other._decoder._core.session.get_providers()
     # On the CPU products of 4 bits round activations to 8 bits, too.
     limit = 0.02 if recipe == "fp32" else 1.0
     for words in ("Who are you?", LONG):

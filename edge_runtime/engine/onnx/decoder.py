@@ -9,6 +9,7 @@ import numpy as np
 from edge_runtime.bundle import names
 from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
+from edge_runtime.engine.onnx.bound import Bound
 from edge_runtime.engine.onnx.chunks import cut, cuts, kept_bias, window_bias
 from edge_runtime.engine.onnx.kv_cache import KVCache, Layout
 from edge_runtime.engine.onnx.opening import open_graph
@@ -36,6 +37,9 @@ CHUNK = 256
 FEW = 8
 """Tokens of a step, at most, that are taken as few; see `export.few`."""
 
+MANY = 24
+"""Tokens whose logits are not wanted from which on the graph for prompts is quicker."""
+
 
 class _Core:
     """What the sequences of a model share: the session, its tables."""
@@ -50,12 +54,16 @@ class _Core:
         kv_type: KVType,
         packed: PackedGraphs | None,
         providers: Sequence[str],
+        *,
+        prefill: bool,
     ) -> None:
         import onnxruntime as ort  # noqa: PLC0415
 
         self.text, self.kv_type = manifest.geometry.text, kv_type
         self.elsewhere = tuple(providers) != CPU
         self.session = open_graph(folder, names.DECODER, threads, checksums, packed, kv_type, self.text, providers)
+        self.prefill = packed.open(names.PREFILL, threads, checksums, kv_type) if packed and prefill else None
+        self.prefill_pages = packed.pages(names.PREFILL) if packed and self.prefill else None
 
         def open_table(name: str) -> Table:
             return Table(folder / name, manifest.tables[name], checksums.pages(name) if checksums else None)
@@ -63,19 +71,17 @@ class _Core:
         shared = manifest.embedding
         self.embed = SharedTable(folder, shared) if shared else open_table(names.EMBED_TABLE)
         self.per_layer = open_table(names.PLE_TABLE) if self.text.ple_dim else None
-        self.inputs = {item.name for item in self.session.get_inputs()}
         self.rotary = {}
         for name, table in rope_tables(self.text, Layout(self.text, context, CHUNK).rows).items():
-            if name in self.inputs:
-                turned = table.astype(np.float16) if kv_type == "fp16" else table
-                self.rotary[name] = ort.OrtValue.ortvalue_from_numpy(turned)
+            turned = table.astype(np.float16) if kv_type == "fp16" else table
+            self.rotary[name] = ort.OrtValue.ortvalue_from_numpy(turned)
 
     def close(self) -> None:
         """Closes the tables and lets go of the session."""
         for table in (self.embed, self.per_layer):
             if table is not None:
                 table.close()
-        self.session = None
+        self.session = self.prefill = self.prefill_pages = None
         self.rotary.clear()
 
 
@@ -100,6 +106,7 @@ class Decoder:
         kv_type: KVType = "fp32",
         packed: PackedGraphs | None = None,
         providers: Sequence[str] = CPU,
+        prefill: bool = False,
     ) -> None:
         """Opens the graph and the embedding tables of a bundle.
 
@@ -113,11 +120,12 @@ class Decoder:
             kv_type: How keys and values are kept.
             packed: Where weights lie as this machine's kernels want them; None: they are packed into memory.
             providers: See `session.available`.
+            prefill: Whether prompts are read with a graph of their own, where weights lie packed; see `prefill_graph`.
 
         Raises:
             EdgeRuntimeError: A file is missing or damaged.
         """
-        self._core = _Core(folder, manifest, context, threads, checksums, kv_type, packed, providers)
+        self._core = _Core(folder, manifest, context, threads, checksums, kv_type, packed, providers, prefill=prefill)
         self.context, self.chunk = context, chunk
         self._begin()
 
@@ -129,43 +137,22 @@ class Decoder:
         return other
 
     def _begin(self) -> None:
-        import onnxruntime as ort  # noqa: PLC0415
-
         core = self._core
-        self._text, self._inputs, self._session = core.text, core.inputs, core.session
-        self._embed, self._per_layer = core.embed, core.per_layer
+        self._text, self._embed, self._per_layer = core.text, core.embed, core.per_layer
         self._images: Sequence[tuple[int, int]] = ()
         self.cache = KVCache(
             self._text, self.context, self.chunk, largest=largest_step(self._text), kv_type=core.kv_type
         )
-        self._binding = self._session.io_binding()
-        # Buffers and tables live as long as the binding: it holds their addresses.
-        self._fixed: list[Any] = []
-        # Of caches on another device, which takes a copy when they are bound and gives one back after each run.
-        self._travelling: list[tuple[str, Any]] = []
-        self._caches_bound = 0
-        for name, value in core.rotary.items():
-            self._bind_input(name, value)
+        self._whole = Bound(core.session, core.rotary, self.cache, elsewhere=core.elsewhere)
+        self._prefill = Bound(core.prefill, core.rotary, self.cache, arena=True) if core.prefill else None
         self._before = [
             (name, layer, rows)
             for (layer, part), buffer in self.cache.buffers.items()
             for head, rows in enumerate(buffer[0])
-            if (name := names.before(layer, part, head)) in self._inputs
+            if (name := names.before(layer, part, head)) in self._whole.inputs
         ]
         for name, _, rows in self._before:  # steps of many tokens do not look at them
-            self._binding.bind_cpu_input(name, rows[:1])
-        outputs = [item.name for item in self._session.get_outputs()]
-        for (layer, part), buffer in self.cache.buffers.items():
-            value = ort.OrtValue.ortvalue_from_numpy(buffer)
-            past = names.past(layer, part)
-            self._bind_input(past, value)
-            if core.elsewhere:
-                self._travelling.append((past, value))
-            present = names.present(layer, part)
-            for output in outputs:
-                if output == present or output.startswith(names.given_back(present, "")):
-                    self._binding.bind_ortvalue_output(output, value)
-                    self._caches_bound += 1
+            self._whole.binding.bind_cpu_input(name, rows[:1])
         self._logits: NDArray[np.float32] = np.empty((1, 0, self._text.vocab_size), np.float32)
         self._all_logits, self._logits_value = self._logits, None
         self._watching: Sequence[str] = ()
@@ -206,26 +193,38 @@ class Decoder:
         Args:
             ids: int64 `[n]`, as many as `cuts` says or fewer where no image is; the pad id where a soft token stands.
             embeddings: float32 `[n, hidden]`, soft tokens spliced in.
-            keep: Give logits for the last `keep` positions, `most_kept` at most.
+            keep: Give logits for the last `keep` positions, `most_kept` at most; 0: none are wanted.
 
         Returns:
-            float32 `[keep, vocab]`; overwritten by the next step.
+            float32 `[keep, vocab]`, if `keep` is 0 of any length; overwritten by the next step.
         """
-        count = len(ids)
-        if not 0 < keep <= self.most_kept:
+        if not 0 <= keep <= self.most_kept:
             raise EdgeRuntimeError(f"logits of {keep} tokens at a step; 1 to {self.most_kept} fit", "internal")
-        lengths = self.cache.advance(count)
-        feed: dict[str, NDArray[Any]] = {
-            "inputs_embeds": np.ascontiguousarray(embeddings, np.float32)[None],
-            "position_ids": np.arange(lengths.start, lengths.total, dtype=np.int64)[None],
-            "num_logits_to_keep": np.array([keep], np.int64),
-            "seqlens_k": np.array([lengths.total - 1], np.int32),
-            "total_sequence_length": np.array(lengths.total, np.int32),
-            "window_seqlens_k": np.array([lengths.resident - 1], np.int32),
-            "window_total_sequence_length": np.array(lengths.resident, np.int32),
-        }
-        if self._text.bidirectional_images:
-            feed["window_bias"] = window_bias(lengths, self._text.sliding_window, self._images)
+        first = len(ids) - keep
+        if self._prefill is not None and first >= MANY and not self._splits(self.cache.total + first):
+            self._fill(self._prefill, ids[:first], embeddings[:first])
+            ids, embeddings = ids[first:], embeddings[first:]
+            if keep and self._core.prefill_pages is not None:  # the prompt is at its end
+                self._core.prefill_pages.let_go()
+        return self._run(ids, embeddings, max(1, keep)) if len(ids) else self._logits[0]
+
+    def _splits(self, position: int) -> bool:
+        """Whether a position is inside an image that must stay whole."""
+        return any(first < position < end for first, end in self._images)
+
+    def _fill(self, graph: Bound, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Keys and values of tokens whose logits nobody wants."""
+        feed = self._feed(self.cache.advance(len(ids)), embeddings)
+        if self._per_layer is not None:
+            feed["per_layer_inputs"] = self._per_layer.read(ids, 0, self._text.num_own_layers * self._text.ple_dim)[
+                None
+            ]
+        graph.run(feed)
+
+    def _run(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32], keep: int) -> NDArray[np.float32]:
+        count, lengths = len(ids), self.cache.advance(len(ids))
+        feed = self._feed(lengths, embeddings)
+        feed["num_logits_to_keep"] = np.array([keep], np.int64)
         feed.update(self._sights(lengths, count, keep))
         if self._per_layer is not None:
             own = self._text.num_own_layers * self._text.ple_dim
@@ -234,17 +233,26 @@ class Decoder:
             first = self._per_layer.read(ids[: count - keep], 0, own)
             feed["per_layer_inputs"] = np.concatenate([first, kept[:, :own]])[None]
             feed["per_layer_inputs_shared"] = np.ascontiguousarray(kept[:, own:])[None]
-        for name, value in feed.items():
-            if name in self._inputs:
-                self._binding.bind_cpu_input(name, value)
         self._bind_logits(keep)
         for output in self._watching:
-            self._binding.bind_output(output)  # anew, for its length may be another
-        for name, value in self._travelling:
-            self._binding.bind_ortvalue_input(name, value)
-        self._session.run_with_iobinding(self._binding)
+            self._whole.binding.bind_output(output)  # anew, for its length may be another
+        self._whole.run(feed)
         logits: NDArray[np.float32] = self._logits[0]
         return logits
+
+    def _feed(self, lengths: Lengths, embeddings: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """What all graphs take of a step."""
+        feed: dict[str, NDArray[Any]] = {
+            "inputs_embeds": np.ascontiguousarray(embeddings, np.float32)[None],
+            "position_ids": np.arange(lengths.start, lengths.total, dtype=np.int64)[None],
+            "seqlens_k": np.array([lengths.total - 1], np.int32),
+            "total_sequence_length": np.array(lengths.total, np.int32),
+            "window_seqlens_k": np.array([lengths.resident - 1], np.int32),
+            "window_total_sequence_length": np.array(lengths.resident, np.int32),
+        }
+        if self._text.bidirectional_images:
+            feed["window_bias"] = window_bias(lengths, self._text.sliding_window, self._images)
+        return feed
 
     def _sights(self, lengths: Lengths, count: int, keep: int) -> dict[str, NDArray[Any]]:
         """What the last `keep` of `count` tokens see; where these are few, that is bound, too."""
@@ -260,7 +268,7 @@ class Decoder:
             for name, layer, rows in self._before:
                 full = self._text.is_full(layer)
                 end = (lengths.total if full else lengths.resident) - count
-                self._binding.bind_cpu_input(name, rows[0 if full else max(0, end + 1 - window) : end])
+                self._whole.binding.bind_cpu_input(name, rows[0 if full else max(0, end + 1 - window) : end])
         found: dict[str, NDArray[Any]] = {"few_tokens": np.array(few)}
         for prefix, sight in sights.items():
             found[f"{prefix}bias"] = sight
@@ -280,25 +288,20 @@ class Decoder:
         """
         self._watching = values
         for output in values:
-            self._binding.bind_output(output)
+            self._whole.binding.bind_output(output)
 
     @property
     def watched(self) -> dict[str, NDArray[np.float32]]:
         """What the last step gave for the outputs that are watched."""
-        first = self._caches_bound  # outputs come in the order in which they were bound
-        found = self._binding.get_outputs()[first : first + len(self._watching)]
+        first = self._whole.outputs_bound  # outputs come in the order in which they were bound
+        found = self._whole.binding.get_outputs()[first : first + len(self._watching)]
         return {name: value.numpy()[0] for name, value in zip(self._watching, found, strict=True)}
 
     def close(self) -> None:
         """Closes the tables and lets go of the session, for all sequences."""
         self._core.close()
-        self._binding = self._session = self._logits_value = None
-        self._fixed.clear()
-        self._travelling.clear()
-
-    def _bind_input(self, name: str, value: Any) -> None:
-        self._fixed.append(value)
-        self._binding.bind_ortvalue_input(name, value)
+        self._whole.close()
+        self._prefill = self._logits_value = None
 
     def _bind_logits(self, keep: int) -> None:
         if self._logits.shape[1] == keep:
@@ -309,7 +312,7 @@ class Decoder:
             self._all_logits = np.empty((1, keep, self._text.vocab_size), np.float32)
         self._logits = self._all_logits[:, :keep]
         self._logits_value = ort.OrtValue.ortvalue_from_numpy(self._logits)
-        self._binding.bind_ortvalue_output("logits", self._logits_value)
+        self._whole.binding.bind_ortvalue_output("logits", self._logits_value)
 
 
 def largest_step(text: TextGeometry) -> int:

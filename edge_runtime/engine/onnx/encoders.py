@@ -10,7 +10,7 @@ from edge_runtime import media
 from edge_runtime.bundle import names
 from edge_runtime.engine.onnx.opening import open_graph
 from edge_runtime.engine.onnx.prefix import Lru, content_digest
-from edge_runtime.engine.onnx.session import CPU, give_back
+from edge_runtime.engine.onnx.session import CPU, freeing, give_back
 from edge_runtime.engine.onnx.streaming import AudioStream
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.audio import LogMel
@@ -138,7 +138,7 @@ class Encoders:
         else:
             tower, output = names.AUDIO, "audio_features"
             inputs = {"input_features": prepared.features[None], "input_features_mask": prepared.mask[None]}
-        features: NDArray[np.float32] = self.open(tower).run([output], inputs)[0]
+        features: NDArray[np.float32] = self.open(tower).run([output], inputs, freeing())[0]
         if len(features) != prepared.soft_tokens:
             raise EdgeRuntimeError(f"{len(features)} soft tokens came instead of {prepared.soft_tokens}", "internal")
         return features

@@ -112,6 +112,7 @@ class OnnxEngine:
             kv_type=kind,
             sessions=sessions,
             mapped=packed is not None,
+            prefill=packed.prefill if packed else 0,
             budget=memory_budget,
         )
         checksums.check(*(file for file in names.COPIED if file in manifest.files))
@@ -128,6 +129,7 @@ class OnnxEngine:
                 kv_type=kind,
                 packed=packed,
                 providers=wanted,
+                prefill=self.memory.prefill > 0,
             ),
             at_once=self.memory.at_once,
         )
@@ -226,7 +228,7 @@ class OnnxEngine:
         if self._closed or self._seats.busy == len(self._seats):
             return
         with self._seats.take(ready.keys[: count + 1], ready.prompt.images, ready.system_end) as seat:
-            for _ in self._read(ready, seat, count, None):
+            for _ in self._read(ready, seat, count, None, keep=0):
                 pass
 
     def _sit(self, prepared: Prepared) -> contextlib.AbstractContextManager[Seat]:
@@ -277,9 +279,9 @@ class OnnxEngine:
         return logits
 
     def _read(
-        self, ready: Ready, seat: Seat, count: int, cancel: threading.Event | None
+        self, ready: Ready, seat: Seat, count: int, cancel: threading.Event | None, keep: int = 1
     ) -> Generator[None, None, NDArray[np.float32]]:
-        """Reads a prompt's tokens from the seat's start up to `count`; returns the logits after the last of them."""
+        """Reads a prompt's tokens from the seat's start up to `count`; returns the logits after the last `keep`."""
         ids, features, decoder = table_ids(ready.prompt, self._geometry.pad), {}, seat.decoder
         for number, (span, item) in enumerate(zip(ready.prompt.spans, ready.media, strict=True)):
             if seat.start < span.start + span.count and span.start < count:
@@ -296,7 +298,7 @@ class OnnxEngine:
             end = next((stop for stop in seat.stops if start < stop < end), end)
             with self._turns.turn():
                 spliced = embeddings(self._decoder, ready.prompt, features, ids, start, end)
-                logits = seat.step(ids[start:end], ready.keys[start:end], spliced)
+                logits = seat.step(ids[start:end], ready.keys[start:end], spliced, keep if end == count else 0)
                 if end in seat.stops:
                     self._seats.save(seat, for_good=end == ready.system_end)
             start = end

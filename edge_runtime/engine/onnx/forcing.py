@@ -102,7 +102,7 @@ class Forcing:
             step = decoder.step(
                 ids[start:end],
                 embeddings(decoder, whole, features, ids, start, end),
-                keep=min(size, most) if self._told else max(1, counted),
+                keep=min(size, most) if self._told else counted,
             )
             if self._told:
                 self._told(decoder.watched)

@@ -75,7 +75,7 @@ def set_kv_type(model: Any, text: TextGeometry, kv_type: KVType, folder: Path) -
     if kv_type == "fp32":
         return
     graph = model.graph
-    _drop_few(graph)
+    without_few(graph)
     element = {"fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[kv_type]
     places = [(layer, part) for layer in range(text.num_own_layers) for part in names.PARTS]
     caches = {name for place in places for name in (names.past(*place), names.present(*place))}
@@ -88,7 +88,7 @@ def set_kv_type(model: Any, text: TextGeometry, kv_type: KVType, folder: Path) -
         _make_int8(graph, text, folder)
 
 
-def _drop_few(graph: Any) -> None:
+def without_few(graph: Any) -> None:
     """Takes out what is there for steps of few tokens, which needs keys and values in float32."""
     nodes: list[Any] = []
     for node in graph.node:
@@ -101,9 +101,15 @@ def _drop_few(graph: Any) -> None:
             for names_ in (inner.input, inner.output):
                 names_[:] = [outer.get(name, name) for name in names_]
             nodes.append(inner)
+    refill(graph.node, nodes)
+    prune(graph)
+
+
+def prune(graph: Any) -> None:
+    """Takes out what the graph's outputs do not follow from: nodes without branches, inputs, constants."""
     used = {value.name for value in graph.output}
     kept: list[Any] = []
-    for node in reversed(nodes):
+    for node in reversed(graph.node):
         if used.intersection(node.output):
             used.update(node.input)
             kept.append(node)

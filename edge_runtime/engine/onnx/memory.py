@@ -87,9 +87,19 @@ def plan(
 
 
 def plan_and_check(
-    manifest: Manifest, *, context: int, kv_type: KVType, sessions: int, mapped: bool, budget: int | None
+    manifest: Manifest,
+    *,
+    context: int,
+    kv_type: KVType,
+    sessions: int,
+    mapped: bool,
+    budget: int | None,
+    prefill: int = 0,
 ) -> MemoryPlan:
     """The plan, if it fits into the budget, or without one into the machine.
+
+    Matrices for prompts, `prefill` bytes of a file, are part of it where they fit, too; without a budget, where they
+    leave a quarter of the machine's memory.
 
     Raises:
         EdgeRuntimeError: It does not; the line says what would.
@@ -104,7 +114,9 @@ def plan_and_check(
 
     planned = made(context, kv_type, sessions)
     if need(planned) <= have:
-        return planned
+        more = replace(planned, prefill=prefill, mapped=planned.mapped + prefill)
+        room = have * 3 // 4 if budget is None else have
+        return more if more.total <= room else planned
     fits: list[str] = []
     if sessions > 1 and need(made(context, kv_type, 1)) <= have:
         fits.append("one session")
@@ -129,20 +141,23 @@ def image_limit(manifest: Manifest, planned: MemoryPlan, budget: int | None) -> 
     if budget is None:
         return None
     usual = _vision_bytes(manifest, None)
-    fitting = [size for size in BUDGETS if planned.total - usual + _vision_bytes(manifest, size) <= budget]
+    rest = planned.total - planned.prefill - usual  # pages that may go
+    fitting = [size for size in BUDGETS if rest + _vision_bytes(manifest, size) <= budget]
     return max([PatchGrid.budget, *fitting])
 
 
 def packed_bytes(manifest: Manifest, graph: str) -> int:
     """Bytes of a graph's weights in memory, as x86-64's kernels pack them: 0 if the bundle has no such graph.
 
-    Kernels keep two float32 for each block beside the weights, and the graph keeps its own.
+    Kernels keep two float32 for each block beside the weights, and the graph keeps its own. Towers have a byte for each
+    weight where they lie in a file.
     """
     factors = [1.0]
     for form in manifest.formats.get(graph, {}):
         bits, block, scales = form.split("/")
         in_file = int(bits) / 8 + _SCALE_BYTES[scales] / int(block)
-        factors.append((int(bits) / 8 + 12 / int(block)) / in_file)
+        least = 1 if graph in names.TOWERS else 0
+        factors.append(max(least, int(bits) / 8 + 12 / int(block)) / in_file)
     return int(_size(manifest, names.data_file(graph)) * max(factors))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.bundle import names
 from edge_runtime.engine.onnx.kv_graph import read_graph, set_kv_type
 from edge_runtime.engine.onnx.session import CPU, open_session
 
@@ -42,10 +43,10 @@ def open_graph(
     Raises:
         EdgeRuntimeError: The graph is missing or damaged.
     """
-    if packed is not None and (session := packed.open(graph, threads, checksums, kv_type, text)) is not None:
+    if packed is not None and (session := packed.open(graph, threads, checksums, kv_type)) is not None:
         return session
     if kv_type == "fp32" or text is None:
-        return open_session(folder / graph, threads, checksums, providers=providers)
+        return open_session(folder / graph, threads, checksums, providers=providers, arena=graph in names.TOWERS)
     if checksums is not None:
         checksums.check(graph)
     model = read_graph(folder / graph)

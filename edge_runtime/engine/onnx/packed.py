@@ -26,8 +26,11 @@ import numpy as np
 
 from edge_runtime.bundle import names
 from edge_runtime.engine.onnx import packing
+from edge_runtime.engine.onnx.channels import write_channels
 from edge_runtime.engine.onnx.kv_graph import read_graph, set_kv_type
-from edge_runtime.engine.onnx.session import let_go, open_session
+from edge_runtime.engine.onnx.pages import Pages
+from edge_runtime.engine.onnx.prefill_graph import prefill_bytes, prefill_graph
+from edge_runtime.engine.onnx.session import open_session
 from edge_runtime.machine import readable
 
 if TYPE_CHECKING:
@@ -41,8 +44,8 @@ log = logging.getLogger(__name__)
 WORTH = 64 << 20
 """Bytes of a decoder's weights from which on it is worth the disk."""
 
-_FORM = 2  # of the files; another form is made anew
-_GRAPHS = (names.DECODER, names.VISION, names.AUDIO)
+_FORM = 3  # of the files; another form is made anew
+_GRAPHS = (names.DECODER, *names.TOWERS)
 _SPARE = 256 << 20  # bytes of disk that are left free
 _ABOUT = "packed.json"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -50,10 +53,14 @@ _BLOCK = 1 << 20
 
 
 class PackedGraphs:
-    """The packed graphs of one bundle on this machine."""
+    """The packed graphs of one bundle on this machine.
 
-    def __init__(self, bundle: Path, place: Path, sizes: dict[str, int]) -> None:
-        self._bundle, self._place, self._sizes = bundle, place, sizes
+    Attributes:
+        prefill: Bytes of the matrices of `names.PREFILL`; 0: there is no use or no room for that graph.
+    """
+
+    def __init__(self, bundle: Path, place: Path, text: TextGeometry, prefill: int) -> None:
+        self._bundle, self._place, self._text, self.prefill = bundle, place, text, prefill
 
     @classmethod
     def of(cls, bundle: Path, manifest: Manifest, cache: Path | None) -> PackedGraphs | None:
@@ -66,19 +73,23 @@ class PackedGraphs:
         missing = sum(size for graph, size in sizes.items() if not (place / graph).is_dir())
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(place.parent).free
+            free = shutil.disk_usage(place.parent).free - _SPARE
         except OSError as error:
             log.warning("weights are packed into memory: %s: %s", place.parent, error.strerror or error)
             return None
-        if missing and missing + _SPARE > free:
+        if missing > max(0, free):
             log.warning(
-                "weights are packed into memory: %s has %s free, a file of them takes %s",
+                "weights are packed into memory: %s has %s to spare, a file of them takes %s",
                 place.parent,
-                readable(free),
+                readable(max(0, free)),
                 readable(missing),
             )
             return None
-        return cls(bundle, place, sizes)
+        prefill = prefill_bytes(manifest)
+        if not (place / names.PREFILL).is_dir() and missing + prefill > free:
+            log.warning("prompts are read slower than they could be: %s has no room for %s", place.parent, prefill)
+            prefill = 0
+        return cls(bundle, place, manifest.geometry.text, prefill)
 
     def open(
         self,
@@ -86,7 +97,6 @@ class PackedGraphs:
         threads: int,
         checksums: Checksums | None,
         kv_type: KVType = "fp32",
-        text: TextGeometry | None = None,
     ) -> Any:
         """The session of a graph, packed first if it is not yet or is damaged; None if that is impossible.
 
@@ -99,8 +109,12 @@ class PackedGraphs:
                 if not folder.is_dir():
                     self._make(graph, checksums)
                 if _sound(folder):
-                    session = open_session(self._with_kv_type(folder, graph, kv_type, text), threads, packed=True)
-                    let_go((folder / names.data_file(graph)).resolve())
+                    path = self._with_kv_type(folder, graph, kv_type)
+                    many = graph != names.DECODER
+                    session = open_session(path, threads, packed=True, pack=not many, arena=many)
+                    # While a packed graph is loaded all of its file is looked at, and a fifth of it never again:
+                    # scales, which lie packed with their matrices, too.
+                    self.pages(graph).let_go()
                     return session
                 log.warning("%s is damaged: it is made anew", folder)
                 shutil.rmtree(folder)
@@ -109,15 +123,26 @@ class PackedGraphs:
                 return None
         return None
 
+    def pages(self, graph: str) -> Pages:
+        """Pages of an open graph's data file; not to be used once it is closed."""
+        return Pages(self._place / graph / names.data_file(graph))
+
     def _make(self, graph: str, checksums: Checksums | None) -> None:
+        source = names.DECODER if graph == names.PREFILL else graph
         if checksums is not None:
-            checksums.check(graph, names.data_file(graph))
+            checksums.check(source, names.data_file(source))
         self._place.mkdir(parents=True, exist_ok=True)
         log.info("packing the weights of %s for this machine, once", graph)
         with tempfile.TemporaryDirectory(prefix=".", dir=self._place) as temporary:
             folder = Path(temporary) / graph
             folder.mkdir()
-            packing.pack(self._bundle, graph, folder)
+            if graph == names.DECODER:
+                packing.pack(self._bundle, graph, folder)
+            else:
+                model = read_graph(self._bundle / source)
+                if graph == names.PREFILL:
+                    prefill_graph(model, self._text)
+                write_channels(model, self._bundle, folder / graph)
             about = {"bundle": str(self._bundle.resolve()), "digest": _digest(folder / names.data_file(graph))}
             (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
             _mark_sound(folder)
@@ -128,14 +153,14 @@ class PackedGraphs:
                 folder.rename(self._place / graph)
         self._sweep()
 
-    def _with_kv_type(self, folder: Path, graph: str, kv_type: KVType, text: TextGeometry | None) -> Path:
+    def _with_kv_type(self, folder: Path, graph: str, kv_type: KVType) -> Path:
         path = folder / graph
-        if kv_type == "fp32" or text is None:
+        if kv_type == "fp32" or graph not in {names.DECODER, names.PREFILL}:
             return path
         other = path.with_suffix(f".{kv_type}.onnx")
         if not other.is_file():
             model = read_graph(path)
-            set_kv_type(model, text, kv_type, folder)
+            set_kv_type(model, self._text, kv_type, folder)
             temporary = other.with_suffix(f".{os.getpid()}")
             temporary.write_bytes(model.SerializeToString())
             temporary.replace(other)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.bundle import names
+from edge_runtime.engine.onnx.data_file import DataFile
 from edge_runtime.engine.onnx.kv_graph import read_graph, refill
 from edge_runtime.engine.onnx.memory import packed_bytes
 from edge_runtime.engine.onnx.session import session_options
-from edge_runtime.engine.onnx.slices import chain, slice_matrices
+from edge_runtime.engine.onnx.slices import MATMUL, chain, slice_matrices
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
-
-_PAGE = 4096
-_MATMUL = "MatMulNBits"
 
 
 def packed_size(manifest: Manifest, graph: str) -> int:
@@ -30,7 +28,7 @@ def pack(bundle: Path, graph: str, folder: Path) -> None:
     model = read_graph(bundle / graph)
     slice_matrices(model.graph)
     with (folder / names.data_file(graph)).open("wb") as file, tempfile.TemporaryDirectory(dir=folder) as work:
-        _Packer(bundle, model, file, Path(work)).run()
+        _Packer(bundle, model, DataFile(file, bundle), Path(work)).run()
     (folder / graph).write_bytes(model.SerializeToString())
 
 
@@ -38,7 +36,7 @@ def pack(bundle: Path, graph: str, folder: Path) -> None:
 class _Packer:
     bundle: Path
     model: Any
-    file: BinaryIO
+    data: DataFile
     work: Path
 
     def run(self) -> None:
@@ -48,16 +46,16 @@ class _Packer:
         self._makers = {output: node for node in graph.node for output in node.output}
         done: dict[tuple[str, str], None] = {}
         gone: set[str] = set()
-        for node in [node for node in graph.node if node.op_type == _MATMUL]:
+        for node in [node for node in graph.node if node.op_type == MATMUL]:
             pair = (node.input[1], node.input[2])
             if pair not in done and node.input[1] in self._initializers:
                 gone |= self._pack(node)
                 done[pair] = None
         for tensor in graph.initializer:
-            if tensor.external_data and tensor.name not in gone and not _is_ours(tensor):
-                self._copy(tensor)
+            if tensor.external_data and tensor.name not in gone and not DataFile.has(tensor):
+                self.data.copy(tensor)
         kept = [node for node in graph.node if not (node.output and node.output[0] in gone)]
-        tensors = [tensor for tensor in self._initializers.values() if tensor.name not in gone or _is_ours(tensor)]
+        tensors = [tensor for tensor in self._initializers.values() if tensor.name not in gone or DataFile.has(tensor)]
         refill(graph.node, kept)
         refill(graph.initializer, tensors)
 
@@ -68,10 +66,10 @@ class _Packer:
         saved, data = self._save(node, nodes)
         by_name = {tensor.name: tensor for tensor in saved.graph.initializer}
         # Whatever the optimiser called them: they are what the node takes now.
-        (matmul,) = (node for node in saved.graph.node if node.op_type == _MATMUL)
+        (matmul,) = (node for node in saved.graph.node if node.op_type == MATMUL)
         self._take(self._initializers[weight], by_name[matmul.input[1]], data)
         if not nodes:
-            if not _is_ours(self._initializers[scales]):
+            if not DataFile.has(self._initializers[scales]):
                 self._take(self._initializers[scales], by_name[matmul.input[2]], data)
             return set()
         if scales not in self._initializers:
@@ -124,7 +122,7 @@ class _Packer:
             tensor.CopyFrom(saved)
             tensor.name = name
             return
-        place = [self._append(data, int(entries["offset"]), int(entries["length"]))]
+        place = [self.data.append(data, int(entries["offset"]), int(entries["length"]))]
         packed = {}
         for key, value in entries.items():
             if key.startswith("prepacked"):
@@ -132,45 +130,6 @@ class _Packer:
                 found = []
                 for block in blocks.split("|"):
                     offset, length, flags = block.split(";")
-                    found.append(f"{self._append(data, int(offset), int(length))};{length};{flags}")
+                    found.append(f"{self.data.append(data, int(offset), int(length))};{length};{flags}")
                 packed[key] = "|".join([label, *found])
-        self._describe(tensor, place[0], int(entries["length"]), packed)
-
-    def _copy(self, tensor: Any) -> None:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        length = int(entries["length"])
-        offset = self._append(self.bundle / entries["location"], int(entries["offset"]), length)
-        self._describe(tensor, offset, length, {})
-
-    def _describe(self, tensor: Any, offset: int, length: int, more: dict[str, str]) -> None:
-        del tensor.external_data[:]
-        tensor.ClearField("raw_data")
-        tensor.data_location = type(tensor).EXTERNAL
-        location = Path(self.file.name).name
-        for key, value in {"location": location, "offset": str(offset), "length": str(length), **more}.items():
-            tensor.external_data.add(key=key, value=value)
-        self._ours(tensor)
-
-    def _append(self, source: Path, offset: int, length: int) -> int:
-        """Copies a piece of a file to the end of ours; where it lies."""
-        at = self.file.tell()
-        at += -at % (_PAGE if length >= _PAGE else 64)
-        self.file.seek(at)
-        with source.open("rb") as file:
-            file.seek(offset)
-            left = length
-            while left:
-                data = file.read(min(left, 1 << 20))
-                self.file.write(data)
-                left -= len(data)
-        return at
-
-    def _ours(self, tensor: Any) -> None:
-        tensor.doc_string = _MARK
-
-
-_MARK = "packed"
-
-
-def _is_ours(tensor: Any) -> bool:
-    return bool(tensor.doc_string == _MARK)
+        self.data.describe(tensor, place[0], int(entries["length"]), packed)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import mmap
 import os
-import re
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.bundle import names
@@ -16,6 +14,7 @@ from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from edge_runtime.bundle.checksums import Checksums
 
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 CPU = ("CPUExecutionProvider",)
 _PROVIDERS = {"cpu": CPU, "cuda": ("CUDAExecutionProvider", *CPU)}
 
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FREED_FROM = 128 << 10
 """ONNX Runtime turns a graph's scales into float32 in two steps and frees what the first gave; left alone, glibc keeps
@@ -64,6 +62,8 @@ def open_session(
     providers: Sequence[str] = CPU,
     *,
     packed: bool = False,
+    pack: bool = True,
+    arena: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
@@ -74,17 +74,20 @@ def open_session(
         graph: What to open in place of the file's contents.
         providers: See `available`.
         packed: Its matrices lie packed beside it.
+        pack: Whether ONNX Runtime shall rearrange matrices for its kernels; else they stay where they are mapped.
+        arena: Whether what a run computes goes into memory that is taken once a run: for graphs whose runs are long and
+            whose values are large, which the system would else clear anew for each. Run it with `freeing`.
 
     Raises:
         EdgeRuntimeError: The graph is missing or damaged.
     """
     size = _FREED_FROM_PACKED if packed else _FREED_FROM
     if checksums is None:
-        return _open_session(path, threads, graph, providers, size)
+        return _open_session(path, threads, graph, providers, size, pack=pack, arena=arena)
     # The graph itself goes first, for a damaged one might do anything; damaged weights are only wrong numbers.
     checksums.check(path.name)
     with checksums.checking(names.data_file(path.name)):
-        return _open_session(path, threads, graph, providers, size)
+        return _open_session(path, threads, graph, providers, size, pack=pack, arena=arena)
 
 
 def give_back() -> None:
@@ -94,26 +97,6 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def let_go(path: Path) -> None:
-    """Takes the pages of a mapped file out of this process; what is used comes back from the system's cache.
-
-    While a packed graph is loaded all of its file is looked at, and a fifth of it never again: scales, which lie packed
-    with their matrices, too. Mappings that were written to are left alone, and so is everything where /proc is not.
-    """
-    try:
-        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
-        madvise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError, TypeError):
-        return
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    start = end = 0
-    for line in lines:
-        if found := _MAPPING.match(line):
-            start, end = (int(found[1], 16), int(found[2], 16)) if line.endswith(f" {path}") else (0, 0)
-        elif end and line.split() == ["Anonymous:", "0", "kB"]:
-            madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager
@@ -134,6 +117,16 @@ def _freed_from(size: int) -> Iterator[None]:
         mallopt(_TRIM_THRESHOLD, 8 << 20)
 
 
+@cache
+def freeing() -> Any:
+    """Options of a run that gives an arena's memory back at its end: it keeps three times what is needed else."""
+    import onnxruntime as ort  # noqa: PLC0415
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 def session_options(threads: int) -> Any:
     """Options for a small shared device."""
     import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
@@ -144,16 +137,21 @@ def session_options(threads: int) -> Any:
     options.log_severity_level = 3
     # Spinning wins 3 % when nothing else runs and loses 40 % when something does, which on a device is the rule.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # An arena keeps three times what a prompt's chunk needs, and keeps it for good; blocks that are freed are not.
+    # An arena keeps what it once took; blocks that are freed are not kept. See `open_session`.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     return options
 
 
-def _open_session(path: Path, threads: int, graph: bytes | None, providers: Sequence[str], size: int) -> Any:
+def _open_session(
+    path: Path, threads: int, graph: bytes | None, providers: Sequence[str], size: int, *, pack: bool, arena: bool
+) -> Any:
     import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
 
     options = session_options(threads)
+    options.enable_cpu_mem_arena = arena
+    if not pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:

@@ -17,7 +17,8 @@ SLICE = 1 << 27
 """Weights of a matrix, at most."""
 _MOST = 64
 
-_MATMUL = "MatMulNBits"
+MATMUL = "MatMulNBits"
+"""Products with matrices of few bits, in blocks."""
 
 
 def slice_matrices(graph: Any) -> None:
@@ -27,7 +28,7 @@ def slice_matrices(graph: Any) -> None:
     nodes: list[Any] = []
     gone: set[str] = set()
     for node in graph.node:
-        count = _slices(node) if node.op_type == _MATMUL else 1
+        count = _slices(node) if node.op_type == MATMUL else 1
         made = [*chain(node.input[2], makers), node] if count > 1 else []
         constants = {name: tensors.get(name) for each in made for name in each.input if name not in makers}
         constants.pop(node.input[0], None)

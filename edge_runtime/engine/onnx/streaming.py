@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.engine.onnx.session import freeing
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.audio import TOKEN_STRIDE, LogMelStream
 
@@ -84,7 +85,7 @@ class AudioStream:
             return self._none
         inputs = {"input_features": self._frames[None, :count], "input_features_mask": np.ones((1, count), np.bool_)}
         tokens: NDArray[np.float32]
-        tokens, *state = self._session.run(self._outputs, inputs | self._state)
+        tokens, *state = self._session.run(self._outputs, inputs | self._state, freeing())
         self._state = {
             name.replace("present", "past"): value for name, value in zip(self._outputs[1:], state, strict=True)
         }
