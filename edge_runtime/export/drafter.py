@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_runtime.bundle import names
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export.graph import FLOAT, INT64, Graph
 from edge_runtime.export.layers import Stream, TextLayers
@@ -89,7 +90,7 @@ class _Drafter(TextLayers):
             if kind in text.layer_types:
                 layer = text.layer_types.index(kind)
                 shape: list[int | str] = [1, text.kv_heads[layer], f"{kind}_capacity", text.head_dims[layer]]
-                for part in ("key", "value"):
+                for part in names.PARTS:
                     graph.input(f"shared_kv.{kind}.{part}", FLOAT, shape)
         stream = Stream(graph.linear(embeds, self.root.matrix("pre_projection", text.hidden_size, 2 * width)))
         for layer in range(text.num_layers):
@@ -107,7 +108,7 @@ class _Drafter(TextLayers):
         q_proj, q_norm = self.query(weights, layer)
         name = f"{weights.prefix}self_attn.q_norm.weight"
         query = self.head_norm(graph.linear(x, q_proj), q_norm, name, text.num_heads, fused=True)
-        cache = [f"shared_kv.{text.layer_types[layer]}.{part}" for part in ("key", "value")]
+        cache = [f"shared_kv.{text.layer_types[layer]}.{part}" for part in names.PARTS]
         empty = self.no_keys(layer)
         # The guessed token lies one past the cache's last, and transformers' mask lets it see a window from there.
         window = 0 if text.is_full(layer) else text.sliding_window + 1

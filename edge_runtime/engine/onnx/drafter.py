@@ -59,7 +59,7 @@ class Drafter:
         }
         for kind in (SLIDING, FULL):
             layer = self._text.last_own_layer(kind)
-            for part in ("key", "value"):
+            for part in names.PARTS:
                 feed[f"shared_kv.{kind}.{part}"] = cache.buffers[layer, part]
         feed = {name: value for name, value in feed.items() if name in self._wanted}
         guesses = []

@@ -13,7 +13,7 @@ from edge_runtime import machine
 from edge_runtime.bundle import names
 from edge_runtime.engine.onnx.decoder import CHUNK, FEW, largest_step
 from edge_runtime.engine.onnx.kv_cache import Layout
-from edge_runtime.engine.onnx.slices import SLICE
+from edge_runtime.engine.onnx.slices import slices
 from edge_runtime.engine.plan import MemoryPlan
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.image import BUDGETS, PatchGrid
@@ -63,9 +63,7 @@ def plan(
     tokenizer = _size(manifest, names.TOKENIZER)
     program = _PROGRAM + _TOKENIZER * tokenizer + 4 * _rotary(text, context) + _size(manifest, names.CHECKSUMS)
     kv = sessions * (layout.nbytes + 8 * context)
-    largest = max((text.vocab_size * text.hidden_size, *(_head_like(text))))
-    if mapped:
-        largest = min(largest, SLICE)
+    largest = max(rows * width // (slices(rows, width) if mapped else 1) for rows, width in _largest(text))
     # A matrix is packed in memory even where a file's pages then take its place.
     anyway, parts = _PROGRAM + (0 if mapped else weights), (_TOKENIZER_READING * tokenizer, largest)
     cache = min(PREFIX_CACHE, 2 * layout.saved_bytes(context) + (8 << 20))
@@ -209,9 +207,10 @@ def _rotary(text: TextGeometry, context: int) -> int:
     return 2 * context * sum({text.rotated_pairs(kind) for kind in set(text.layer_types)})
 
 
-def _head_like(text: TextGeometry) -> list[int]:
-    """Numbers in the largest matrices beside the output head."""
-    return [text.hidden_size * max(text.mlp_widths), text.hidden_size * text.num_layers * text.ple_dim]
+def _largest(text: TextGeometry) -> list[tuple[int, int]]:
+    """Shapes of the largest matrices."""
+    rows = (text.vocab_size, max(text.mlp_widths), text.num_layers * text.ple_dim)
+    return [(count, text.hidden_size) for count in rows]
 
 
 def _size(manifest: Manifest, name: str) -> int:

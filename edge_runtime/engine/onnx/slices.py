@@ -28,7 +28,7 @@ def slice_matrices(graph: Any) -> None:
     nodes: list[Any] = []
     gone: set[str] = set()
     for node in graph.node:
-        count = _slices(node) if node.op_type == MATMUL else 1
+        count = slices(*_shape(node)) if node.op_type == MATMUL else 1
         made = [*chain(node.input[2], makers), node] if count > 1 else []
         constants = {name: tensors.get(name) for each in made for name in each.input if name not in makers}
         constants.pop(node.input[0], None)
@@ -50,10 +50,15 @@ def chain(value: str, makers: Mapping[str, Any]) -> list[Any]:
     return [*(node for name in maker.input for node in chain(name, makers)), maker]
 
 
-def _slices(node: Any) -> int:
+def slices(rows: int, width: int) -> int:
+    """How many a matrix is cut into; one whose rows have no fitting divisor is left whole."""
+    least = -(-rows * width // SLICE)
+    return next((count for count in range(least, _MOST + 1) if rows % count == 0), 1)
+
+
+def _shape(node: Any) -> tuple[int, int]:
     size = {attribute.name: attribute.i for attribute in node.attribute}
-    least = -(-size["N"] * size["K"] // SLICE)
-    return next((count for count in range(least, _MOST + 1) if size["N"] % count == 0), 1)
+    return size["N"], size["K"]
 
 
 def _cut(made: Sequence[Any], count: int) -> list[Any]:
