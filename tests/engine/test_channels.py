@@ -253,7 +253,7 @@ def test_only_where_there_is_room(bundle: Path, tmp_path: Path, monkeypatch: pyt
     packed = PackedGraphs.of(bundle, manifest, tmp_path)
     assert packed is not None
     assert packed.prefill == 0
-    assert "prompts are read slower" in caplog.text
+    assert "prompts are read slowly" in caplog.text
 
 
 def test_an_answer_that_is_listened_for(bundle: Path, tmp_path: Path):

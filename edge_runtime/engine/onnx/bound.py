@@ -39,7 +39,7 @@ class Bound:
         """
         import onnxruntime as ort  # noqa: PLC0415
 
-        self._session, self._options = session, freeing() if arena else None
+        self._session, self._options = session, freeing(session) if arena else None
         self.binding = session.io_binding()
         self.inputs = {item.name for item in session.get_inputs()}
         self.outputs_bound = 0

@@ -138,7 +138,8 @@ class Encoders:
         else:
             tower, output = names.AUDIO, "audio_features"
             inputs = {"input_features": prepared.features[None], "input_features_mask": prepared.mask[None]}
-        features: NDArray[np.float32] = self.open(tower).run([output], inputs, freeing())[0]
+        session = self.open(tower)
+        features: NDArray[np.float32] = session.run([output], inputs, freeing(session))[0]
         if len(features) != prepared.soft_tokens:
             raise EdgeRuntimeError(f"{len(features)} soft tokens came instead of {prepared.soft_tokens}", "internal")
         return features

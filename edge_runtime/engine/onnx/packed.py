@@ -87,7 +87,7 @@ class PackedGraphs:
             return None
         prefill = prefill_bytes(manifest)
         if not (place / names.PREFILL).is_dir() and missing + prefill > free:
-            log.warning("prompts are read slower than they could be: %s has no room for %s", place.parent, prefill)
+            log.warning("prompts are read slowly: %s has no room for %s more", place.parent, readable(prefill))
             prefill = 0
         return cls(bundle, place, manifest.geometry.text, prefill)
 

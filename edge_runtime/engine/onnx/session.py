@@ -117,9 +117,17 @@ def _freed_from(size: int) -> Iterator[None]:
         mallopt(_TRIM_THRESHOLD, 8 << 20)
 
 
+def freeing(session: Any) -> Any:
+    """Options of a run that gives an arena's memory back at its end: it keeps three times what is needed else.
+
+    Args:
+        session: One with an arena; on another device it keeps that.
+    """
+    return _freeing() if session.get_providers() == list(CPU) else None
+
+
 @cache
-def freeing() -> Any:
-    """Options of a run that gives an arena's memory back at its end: it keeps three times what is needed else."""
+def _freeing() -> Any:
     import onnxruntime as ort  # noqa: PLC0415
 
     options = ort.RunOptions()

@@ -85,7 +85,7 @@ class AudioStream:
             return self._none
         inputs = {"input_features": self._frames[None, :count], "input_features_mask": np.ones((1, count), np.bool_)}
         tokens: NDArray[np.float32]
-        tokens, *state = self._session.run(self._outputs, inputs | self._state, freeing())
+        tokens, *state = self._session.run(self._outputs, inputs | self._state, freeing(self._session))
         self._state = {
             name.replace("present", "past"): value for name, value in zip(self._outputs[1:], state, strict=True)
         }
