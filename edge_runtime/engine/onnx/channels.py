@@ -83,9 +83,9 @@ class _Writer:
             inputs = [activations, self._constant(name, levels.T), one, self._constant(f"{name}.scales", scales)]
             products.append(f"{output}/product.{number}")
             self._add("MatMulIntegerToFloat", [*inputs, middle, column], products[-1], "com.microsoft")
-        while len(products) > 1:
-            self._add("Add", [products.pop(), products[-1]], f"{products[-1]}/sum")
-            products[-1] += "/sum"
+        if len(products) > 1:
+            self._add("Sum", products, f"{output}/products")
+            products = [f"{output}/products"]
         self._add("Mul", [products[0], steps], output)
 
     def _round(self, value: str) -> tuple[str, str]:

@@ -216,9 +216,8 @@ class Decoder:
         """Keys and values of tokens whose logits nobody wants."""
         feed = self._feed(self.cache.advance(len(ids)), embeddings)
         if self._per_layer is not None:
-            feed["per_layer_inputs"] = self._per_layer.read(ids, 0, self._text.num_own_layers * self._text.ple_dim)[
-                None
-            ]
+            own = self._text.num_own_layers * self._text.ple_dim
+            feed["per_layer_inputs"] = self._per_layer.read(ids, 0, own)[None]
         graph.run(feed)
 
     def _run(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32], keep: int) -> NDArray[np.float32]:
