@@ -41,6 +41,7 @@ def open_model(settings: Settings, memory_budget: str | None = None) -> Model:
         kv_type=chosen.kv_type,
         sessions=chosen.sessions,
         providers=chosen.providers,
+        spin_us=chosen.spin_us,
         gguf=_choices(settings),
     )
     if not places:

@@ -61,6 +61,16 @@ def test_sampling_repeats_with_its_seed(engine: OnnxEngine):
     assert len({answer(seed) for seed in range(4)}) > 1
 
 
+@pytest.mark.parametrize(("spin_us", "expected"), [(None, ("1", "50")), (7, ("1", "7")), (0, ("0", ""))])
+def test_how_long_threads_wait_for_work(fp32_bundle: Path, spin_us: int | None, expected: tuple[str, str]):
+    model = OnnxEngine(fp32_bundle, threads=2, spin_us=spin_us)
+    options = model._decoder._core.session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == expected[0]
+    if spin_us != 0:
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == expected[1]
+    model.close()
+
+
 def test_chunks_of_any_size_give_the_same_logits(fp32_bundle: Path, engine: OnnxEngine):
     prepared = engine.prepare(ask(LONG))
     assert len(prepared.prompt.ids) > 2 * 256 + 128
@@ -199,6 +209,7 @@ def test_bad_settings_of_load(fp32_bundle: Path):
         ({"context": 1}, "context is 1"),
         ({"context": 10**7}, "this model takes 2 to"),
         ({"threads": 0}, "threads is 0"),
+        ({"spin_us": -1}, "spin_us is -1"),
     ]
     for settings, line in wrong:
         with pytest.raises(EdgeRuntimeError, match=line):

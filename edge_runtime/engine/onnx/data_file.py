@@ -21,6 +21,11 @@ class DataFile:
         """Args: the file to write, and the folder that constants lie in so far."""
         self._file, self._source = file, source
 
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._file.tell()
+
     def copy(self, tensor: Any) -> None:
         """Takes a constant over as it is."""
         entries = {entry.key: entry.value for entry in tensor.external_data}

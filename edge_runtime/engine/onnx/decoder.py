@@ -13,7 +13,7 @@ from edge_runtime.engine.onnx.bound import Bound
 from edge_runtime.engine.onnx.chunks import cut, cuts, kept_bias, window_bias
 from edge_runtime.engine.onnx.kv_cache import KVCache, Layout
 from edge_runtime.engine.onnx.opening import open_graph
-from edge_runtime.engine.onnx.session import CPU
+from edge_runtime.engine.onnx.session import CPU, SPIN_US
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.gemma.image import BUDGETS
 from edge_runtime.gemma.rope import rope_tables
@@ -56,14 +56,20 @@ class _Core:
         providers: Sequence[str],
         *,
         prefill: bool,
+        spin_us: int,
     ) -> None:
         import onnxruntime as ort  # noqa: PLC0415
 
         self.text, self.kv_type = manifest.geometry.text, kv_type
         self.elsewhere = tuple(providers) != CPU
-        self.session = open_graph(folder, names.DECODER, threads, checksums, packed, kv_type, self.text, providers)
+        self.session = open_graph(
+            folder, names.DECODER, threads, checksums, packed, kv_type, self.text, providers, spin_us
+        )
         self.prefill = packed.open(names.PREFILL, threads, checksums, kv_type) if packed and prefill else None
-        self.prefill_pages = packed.pages(names.PREFILL) if packed and self.prefill else None
+        both = packed if self.prefill else None
+        self.pages = {graph: both.pages(graph) for graph in (names.DECODER, names.PREFILL)} if both else {}
+        self.own_bytes = both.own_bytes() if both else 0
+        self.sequences = 1
 
         def open_table(name: str) -> Table:
             return Table(folder / name, manifest.tables[name], checksums.pages(name) if checksums else None)
@@ -81,7 +87,8 @@ class _Core:
         for table in (self.embed, self.per_layer):
             if table is not None:
                 table.close()
-        self.session = self.prefill = self.prefill_pages = None
+        self.session = self.prefill = None
+        self.pages.clear()
         self.rotary.clear()
 
 
@@ -107,6 +114,7 @@ class Decoder:
         packed: PackedGraphs | None = None,
         providers: Sequence[str] = CPU,
         prefill: bool = False,
+        spin_us: int = SPIN_US,
     ) -> None:
         """Opens the graph and the embedding tables of a bundle.
 
@@ -121,17 +129,21 @@ class Decoder:
             packed: Where weights lie as this machine's kernels want them; None: they are packed into memory.
             providers: See `session.available`.
             prefill: Whether prompts are read with a graph of their own, where weights lie packed; see `prefill_graph`.
+            spin_us: See `session.SPIN_US`.
 
         Raises:
             EdgeRuntimeError: A file is missing or damaged.
         """
-        self._core = _Core(folder, manifest, context, threads, checksums, kv_type, packed, providers, prefill=prefill)
+        self._core = _Core(
+            folder, manifest, context, threads, checksums, kv_type, packed, providers, prefill=prefill, spin_us=spin_us
+        )
         self.context, self.chunk = context, chunk
         self._begin()
 
     def another(self) -> Decoder:
         """One more sequence through the same graph, which stays open until this one is closed."""
         other: Decoder = object.__new__(Decoder)
+        self._core.sequences += 1
         other._core, other.context, other.chunk = self._core, self.context, self.chunk
         other._begin()
         return other
@@ -202,10 +214,13 @@ class Decoder:
             raise EdgeRuntimeError(f"logits of {keep} tokens at a step; 1 to {self.most_kept} fit", "internal")
         first = len(ids) - keep
         if self._prefill is not None and first >= MANY and not self._splits(self.cache.total + first):
+            # Its matrices are enough, unless another sequence is waiting for its turn.
+            if self._core.sequences == 1:
+                self._core.pages[names.DECODER].let_go(self._core.own_bytes)
             self._fill(self._prefill, ids[:first], embeddings[:first])
             ids, embeddings = ids[first:], embeddings[first:]
-            if keep and self._core.prefill_pages is not None:  # the prompt is at its end
-                self._core.prefill_pages.let_go()
+            if keep:  # the prompt is at its end
+                self._core.pages[names.PREFILL].let_go()
         return self._run(ids, embeddings, max(1, keep)) if len(ids) else self._logits[0]
 
     def _splits(self, position: int) -> bool:

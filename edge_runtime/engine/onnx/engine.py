@@ -26,7 +26,7 @@ from edge_runtime.engine.onnx.prefix import Lru
 from edge_runtime.engine.onnx.prepared import Prepared
 from edge_runtime.engine.onnx.prompts import Prompts, embeddings, table_ids
 from edge_runtime.engine.onnx.seats import Seats, Turns
-from edge_runtime.engine.onnx.session import CPU, available, default_threads
+from edge_runtime.engine.onnx.session import CPU, SPIN_US, available, default_threads
 from edge_runtime.engine.onnx.shelf import Shelf
 from edge_runtime.engine.protocol import Info, Piece, Timing
 from edge_runtime.engine.speculative import Guesses, Habits, decode
@@ -74,6 +74,7 @@ class OnnxEngine:
         sessions: int = 1,
         providers: str = "cpu",
         cache: Path | None = None,
+        spin_us: int | None = None,
     ) -> None:
         """Loads a bundle; the towers are opened when first needed.
 
@@ -87,6 +88,8 @@ class OnnxEngine:
             sessions: Requests that may run at a time.
             providers: "cpu", or "cuda" where ONNX Runtime can, which it says if it cannot.
             cache: Folder for what can be made anew: packed weights, states of system turns; None: nothing is kept.
+            spin_us: Microseconds for which the decoder's threads wait for work before they sleep; 0: they sleep at
+                once; None: `SPIN_US`.
 
         Raises:
             EdgeRuntimeError: No bundle, a damaged one, a context that the model does not have, or too little memory.
@@ -99,6 +102,9 @@ class OnnxEngine:
             raise EdgeRuntimeError(f"context is {context}; this model takes 2 to {limit} tokens")
         if threads is not None and threads < 1:
             raise EdgeRuntimeError(f"threads is {threads}; it must be 1 or more")
+        spin_us = SPIN_US if spin_us is None else spin_us
+        if spin_us < 0:
+            raise EdgeRuntimeError(f"spin_us is {spin_us}; it must be 0 or more")
         threads, wanted = threads or default_threads(), available(providers)
         kind = kv_type_of(kv_type, gpu=wanted != CPU)
         self._name, self._geometry = name or manifest.name, manifest.geometry
@@ -130,6 +136,7 @@ class OnnxEngine:
                 packed=packed,
                 providers=wanted,
                 prefill=self.memory.prefill > 0,
+                spin_us=spin_us,
             ),
             at_once=self.memory.at_once,
         )

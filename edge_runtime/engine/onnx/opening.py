@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.bundle import names
 from edge_runtime.engine.onnx.kv_graph import read_graph, set_kv_type
-from edge_runtime.engine.onnx.session import CPU, open_session
+from edge_runtime.engine.onnx.session import CPU, SPIN_US, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ def open_graph(
     kv_type: KVType = "fp32",
     text: TextGeometry | None = None,
     providers: Sequence[str] = CPU,
+    spin_us: int = SPIN_US,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
@@ -39,16 +40,18 @@ def open_graph(
         kv_type: How a decoder is to keep keys and values.
         text: The decoder's shape; needed unless `kv_type` is "fp32".
         providers: See `session.available`.
+        spin_us: See `session.SPIN_US`.
 
     Raises:
         EdgeRuntimeError: The graph is missing or damaged.
     """
-    if packed is not None and (session := packed.open(graph, threads, checksums, kv_type)) is not None:
+    if packed is not None and (session := packed.open(graph, threads, checksums, kv_type, spin_us)) is not None:
         return session
     if kv_type == "fp32" or text is None:
-        return open_session(folder / graph, threads, checksums, providers=providers, arena=graph in names.TOWERS)
+        arena = graph in names.TOWERS
+        return open_session(folder / graph, threads, checksums, providers=providers, arena=arena, spin_us=spin_us)
     if checksums is not None:
         checksums.check(graph)
     model = read_graph(folder / graph)
     set_kv_type(model, text, kv_type, folder)
-    return open_session(folder / graph, threads, checksums, model.SerializeToString(), providers)
+    return open_session(folder / graph, threads, checksums, model.SerializeToString(), providers, spin_us=spin_us)

@@ -28,9 +28,9 @@ from edge_runtime.bundle import names
 from edge_runtime.engine.onnx import packing
 from edge_runtime.engine.onnx.channels import write_channels
 from edge_runtime.engine.onnx.kv_graph import read_graph, set_kv_type
-from edge_runtime.engine.onnx.pages import Pages
+from edge_runtime.engine.onnx.pages import Pages, passing
 from edge_runtime.engine.onnx.prefill_graph import prefill_bytes, prefill_graph
-from edge_runtime.engine.onnx.session import open_session
+from edge_runtime.engine.onnx.session import SPIN_US, open_session
 from edge_runtime.machine import readable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 WORTH = 64 << 20
 """Bytes of a decoder's weights from which on it is worth the disk."""
 
-_FORM = 3  # of the files; another form is made anew
+_FORM = 4  # of the files; another form is made anew
 _GRAPHS = (names.DECODER, *names.TOWERS)
 _SPARE = 256 << 20  # bytes of disk that are left free
 _ABOUT = "packed.json"
@@ -97,6 +97,7 @@ class PackedGraphs:
         threads: int,
         checksums: Checksums | None,
         kv_type: KVType = "fp32",
+        spin_us: int = SPIN_US,
     ) -> Any:
         """The session of a graph, packed first if it is not yet or is damaged; None if that is impossible.
 
@@ -111,11 +112,9 @@ class PackedGraphs:
                 if _sound(folder):
                     path = self._with_kv_type(folder, graph, kv_type)
                     many = graph != names.DECODER
-                    session = open_session(path, threads, packed=True, pack=not many, arena=many)
-                    # While a packed graph is loaded all of its file is looked at, and a fifth of it never again:
-                    # scales, which lie packed with their matrices, too.
-                    self.pages(graph).let_go()
-                    return session
+                    # While a packed graph is loaded all of its file is looked at, half of it never again.
+                    with passing(folder / names.data_file(graph)):
+                        return open_session(path, threads, packed=True, pack=not many, arena=many, spin_us=spin_us)
                 log.warning("%s is damaged: it is made anew", folder)
                 shutil.rmtree(folder)
             except OSError as error:
@@ -127,6 +126,14 @@ class PackedGraphs:
         """Pages of an open graph's data file; not to be used once it is closed."""
         return Pages(self._place / graph / names.data_file(graph))
 
+    def own_bytes(self) -> int:
+        """Where in the open decoder's data file the matrices of layers that share keys begin; 0: nowhere."""
+        try:
+            about = json.loads((self._place / names.DECODER / _ABOUT).read_text(encoding="utf-8"))
+            return int(about["shared"] or 0)
+        except (OSError, ValueError, KeyError, TypeError):  # it is packed into memory
+            return 0
+
     def _make(self, graph: str, checksums: Checksums | None) -> None:
         source = names.DECODER if graph == names.PREFILL else graph
         if checksums is not None:
@@ -136,14 +143,18 @@ class PackedGraphs:
         with tempfile.TemporaryDirectory(prefix=".", dir=self._place) as temporary:
             folder = Path(temporary) / graph
             folder.mkdir()
+            shared = None
             if graph == names.DECODER:
-                packing.pack(self._bundle, graph, folder)
+                first = f"layers.{self._text.num_own_layers}."
+                places = packing.pack(self._bundle, graph, folder)
+                shared = next((place for name, place in places.items() if first in name), None)
             else:
                 model = read_graph(self._bundle / source)
                 if graph == names.PREFILL:
                     prefill_graph(model, self._text)
                 write_channels(model, self._bundle, folder / graph)
-            about = {"bundle": str(self._bundle.resolve()), "digest": _digest(folder / names.data_file(graph))}
+            digest = _digest(folder / names.data_file(graph))
+            about = {"bundle": str(self._bundle.resolve()), "digest": digest, "shared": shared}
             (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
             _mark_sound(folder)
             for path in folder.iterdir():

@@ -23,13 +23,18 @@ def packed_size(manifest: Manifest, graph: str) -> int:
     return packed_bytes(manifest, graph) + manifest.files[names.data_file(graph)].size
 
 
-def pack(bundle: Path, graph: str, folder: Path) -> None:
-    """Writes graph and data file into `folder`."""
+def pack(bundle: Path, graph: str, folder: Path) -> dict[str, int]:
+    """Writes graph and data file into `folder`.
+
+    Returns:
+        Where in the data file what belongs to each matrix begins, by the matrix's name; they lie in the graph's order.
+    """
     model = read_graph(bundle / graph)
     slice_matrices(model.graph)
     with (folder / names.data_file(graph)).open("wb") as file, tempfile.TemporaryDirectory(dir=folder) as work:
-        _Packer(bundle, model, DataFile(file, bundle), Path(work)).run()
+        places = _Packer(bundle, model, DataFile(file, bundle), Path(work)).run()
     (folder / graph).write_bytes(model.SerializeToString())
+    return places
 
 
 @dataclass
@@ -39,16 +44,18 @@ class _Packer:
     data: DataFile
     work: Path
 
-    def run(self) -> None:
-        """Packs all matrices and copies the rest."""
+    def run(self) -> dict[str, int]:
+        """Packs all matrices and copies the rest; see `pack`."""
         graph = self.model.graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._makers = {output: node for node in graph.node for output in node.output}
         done: dict[tuple[str, str], None] = {}
         gone: set[str] = set()
+        places: dict[str, int] = {}
         for node in [node for node in graph.node if node.op_type == MATMUL]:
             pair = (node.input[1], node.input[2])
             if pair not in done and node.input[1] in self._initializers:
+                places[node.input[1]] = self.data.size
                 gone |= self._pack(node)
                 done[pair] = None
         for tensor in graph.initializer:
@@ -58,6 +65,7 @@ class _Packer:
         tensors = [tensor for tensor in self._initializers.values() if tensor.name not in gone or DataFile.has(tensor)]
         refill(graph.node, kept)
         refill(graph.initializer, tensors)
+        return places
 
     def _pack(self, node: Any) -> set[str]:
         """Packs the matrix of one node; the names of the values that its scales, now in float32, made needless."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import re
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ")
+
+_EVERY = 0.3  # seconds
 
 
 class Pages:
@@ -18,21 +26,46 @@ class Pages:
 
         Mappings that were written to are left alone, and so is everything where /proc is not.
         """
-        self._places: list[tuple[int, int]] = []
+        self._places: list[tuple[int, int, int]] = []
         try:
             self._madvise = ctypes.CDLL(None).madvise
             lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
         except (OSError, AttributeError, TypeError):
             return
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        ending, start, end = f" {path.resolve()}", 0, 0
+        ending, place = f" {path.resolve()}", None
         for line in lines:
             if found := _MAPPING.match(line):
-                start, end = (int(found[1], 16), int(found[2], 16)) if line.endswith(ending) else (0, 0)
-            elif end and line.split() == ["Anonymous:", "0", "kB"]:
-                self._places.append((start, end - start))
+                start, end, offset = (int(number, 16) for number in found.groups())
+                place = (start, end - start, offset) if line.endswith(ending) else None
+            elif place and line.split() == ["Anonymous:", "0", "kB"]:
+                self._places.append(place)
 
-    def let_go(self) -> None:
-        """Takes them out of this process; what is used comes back from the system's cache."""
-        for place in self._places:
-            self._madvise(*place, mmap.MADV_DONTNEED)
+    def let_go(self, before: int | None = None) -> None:
+        """Takes them out of this process; what is used comes back from the system's cache.
+
+        Args:
+            before: Those before this byte of the file only.
+        """
+        for start, size, offset in self._places:
+            length = size if before is None else min(size, max(0, before - offset))
+            self._madvise(start, length // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def passing(path: Path) -> Iterator[None]:
+    """Lets a file's pages go, again and again, while it is read once from its beginning to its end."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(_EVERY):
+            Pages(path).let_go()
+
+    worker = threading.Thread(target=work, name="pages", daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()
+        Pages(path).let_go()

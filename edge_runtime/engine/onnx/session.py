@@ -23,6 +23,14 @@ log = logging.getLogger(__name__)
 CPU = ("CPUExecutionProvider",)
 _PROVIDERS = {"cpu": CPU, "cuda": ("CUDAExecutionProvider", *CPU)}
 
+SPIN_US = 50
+"""Microseconds for which a thread that has nothing to do goes on looking for work before it sleeps.
+
+A token is hundreds of short products: threads that sleep at once must be woken for each, which costs more than the
+shortest of them. Longer than this wins no more where nothing else runs, and loses where something does. Between runs
+all threads sleep.
+"""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _FREED_FROM = 128 << 10
 """ONNX Runtime turns a graph's scales into float32 in two steps and frees what the first gave; left alone, glibc keeps
@@ -64,6 +72,7 @@ def open_session(
     packed: bool = False,
     pack: bool = True,
     arena: bool = False,
+    spin_us: int = SPIN_US,
 ) -> Any:
     """An `onnxruntime.InferenceSession`.
 
@@ -77,17 +86,22 @@ def open_session(
         pack: Whether ONNX Runtime shall rearrange matrices for its kernels; else they stay where they are mapped.
         arena: Whether what a run computes goes into memory that is taken once a run: for graphs whose runs are long and
             whose values are large, which the system would else clear anew for each. Run it with `freeing`.
+        spin_us: See `SPIN_US`; 0: threads sleep at once.
 
     Raises:
         EdgeRuntimeError: The graph is missing or damaged.
     """
     size = _FREED_FROM_PACKED if packed else _FREED_FROM
+    options = session_options(threads, spin_us)
+    options.enable_cpu_mem_arena = arena
+    if not pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if checksums is None:
-        return _open_session(path, threads, graph, providers, size, pack=pack, arena=arena)
+        return _open_session(path, options, graph, providers, size)
     # The graph itself goes first, for a damaged one might do anything; damaged weights are only wrong numbers.
     checksums.check(path.name)
     with checksums.checking(names.data_file(path.name)):
-        return _open_session(path, threads, graph, providers, size, pack=pack, arena=arena)
+        return _open_session(path, options, graph, providers, size)
 
 
 def give_back() -> None:
@@ -135,7 +149,7 @@ def _freeing() -> Any:
     return options
 
 
-def session_options(threads: int) -> Any:
+def session_options(threads: int, spin_us: int = SPIN_US) -> Any:
     """Options for a small shared device."""
     import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
 
@@ -143,23 +157,20 @@ def session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Spinning wins 3 % when nothing else runs and loses 40 % when something does, which on a device is the rule.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
+    # Activations that a model was trained to round are rounded where it was, and their numbers stay float32.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     # An arena keeps what it once took; blocks that are freed are not kept. See `open_session`.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     return options
 
 
-def _open_session(
-    path: Path, threads: int, graph: bytes | None, providers: Sequence[str], size: int, *, pack: bool, arena: bool
-) -> Any:
+def _open_session(path: Path, options: Any, graph: bytes | None, providers: Sequence[str], size: int) -> Any:
     import onnxruntime as ort  # noqa: PLC0415 - takes 0.1 s and 40 MB: only where a model runs
 
-    options = session_options(threads)
-    options.enable_cpu_mem_arena = arena
-    if not pack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
