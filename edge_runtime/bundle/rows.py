@@ -75,11 +75,14 @@ def decode(rows: NDArray[np.uint8], spec: TableSpec, start: int, stop: int) -> N
     return values.reshape(count, stop - start)
 
 
-def encode(values: NDArray[np.float32], spec: TableSpec) -> NDArray[np.uint8]:
+def encode(
+    values: NDArray[np.float32], spec: TableSpec, scales: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """The rows [n, row_bytes] that hold `values` [n, dim]; pure, so several threads may encode at once.
 
     At 4 bits each block's scale is the best of a few, each followed by its least-squares fit (as llama.cpp's
     `make_qx_quants` does for its 4-bit types), and the largest value may take the level -8 that has no positive twin.
+    `scales` [n, dim/block], where they are known, are taken instead.
     """
     rows = np.zeros((len(values), spec.row_bytes), np.uint8)
     if spec.bits == 32:
@@ -87,14 +90,19 @@ def encode(values: NDArray[np.float32], spec: TableSpec) -> NDArray[np.uint8]:
         return rows
     step = max(1, _STEP // spec.dim)
     for start in range(0, len(values), step):
-        _encode(np.ascontiguousarray(values[start : start + step], np.float32), spec, rows[start : start + step])
+        at = slice(start, start + step)
+        known = None if scales is None else scales[at].reshape(-1)
+        _encode(np.ascontiguousarray(values[at], np.float32), spec, rows[at], known)
     return rows
 
 
-def _encode(values: NDArray[np.float32], spec: TableSpec, rows: NDArray[np.uint8]) -> None:
+def _encode(
+    values: NDArray[np.float32], spec: TableSpec, rows: NDArray[np.uint8], scales: NDArray[np.float32] | None
+) -> None:
     count = len(values)
     blocks = values.reshape(-1, spec.block)
-    scales = best_scales(blocks, 4, _TOP_LEVELS) if spec.bits == 4 else np.abs(blocks).max(-1) / np.float32(127)
+    if scales is None:
+        scales = best_scales(blocks, 4, _TOP_LEVELS) if spec.bits == 4 else np.abs(blocks).max(-1) / np.float32(127)
     by_row = scales.reshape(count, -1)
     factors = np.abs(by_row).max(-1, keepdims=True) / np.float32(_ROOT**2)
     factors[factors == 0] = 1

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.export.graph import BOOL, FLOAT, Graph
+from edge_runtime.export.matrix import on_grid
 from edge_runtime.export.tower import clipped_linear, norm, project
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class _Audio:
             hidden = self._layer(self.weights.under(f"layers.{layer}"), hidden, blocks)
         output = self.weights.matrix("output_proj", audio.output_dim, audio.hidden_size)
         bias = graph.const(self.weights.vector("output_proj.bias", audio.output_dim), "output_proj.bias")
-        hidden = graph.add(graph.linear(hidden, output), bias)
+        hidden = graph.linear(hidden, output, bias=bias)
         hidden = graph.op("Compress", [hidden, graph.reshape(mask, -1)], axis=1)
         hidden = graph.reshape(hidden, -1, audio.output_dim)
         tokens = project(graph, embedder, hidden, hidden_size, audio.output_dim, audio.rms_eps)
@@ -256,8 +257,10 @@ class _Audio:
         increment = math.log(10_000.0) / max(scales - 1, 1)
         time = steps[:, None] * np.exp(np.arange(scales, dtype=np.float32) * np.float32(-increment))[None, :]
         encoding = np.concatenate([np.sin(time), np.cos(time)], axis=1)
-        projection = weights.vector("relative_k_proj.weight", audio.hidden_size, audio.hidden_size)
-        positions = (encoding @ projection.T / key_scale).reshape(len(steps), audio.num_heads, dim)
+        projection = weights.matrix("relative_k_proj", audio.hidden_size, audio.hidden_size)
+        encoding = on_grid(encoding, projection.rounding.input)
+        keys = on_grid(encoding @ projection.rows(0, audio.hidden_size).T, projection.rounding.output)
+        positions = (keys / key_scale).reshape(len(steps), audio.num_heads, dim)
         return scale.astype(np.float32), positions.transpose(1, 2, 0).astype(np.float32)
 
     def _shift(self, relative: str, positions: int) -> str:

@@ -39,7 +39,7 @@ from edge_runtime.export.few import FewTokens
 from edge_runtime.export.graph import FLOAT, INT64, Graph
 from edge_runtime.export.kept import KeptTokens, head_groups
 from edge_runtime.export.layers import Stream, TextLayers
-from edge_runtime.export.matrix import Stacked, Stored, head_rows
+from edge_runtime.export.matrix import Stored, head_rows
 from edge_runtime.gemma.geometry import FULL, SLIDING, unsupported
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class _Decoder(TextLayers):
         H^-0.5 lives in the norm's eps, 2^-0.5 in its weight and in the table that `tokens` comes from.
         """
         graph, text, width, count = self.graph, self.text, self.text.ple_dim, last - first
-        stored = self.weights.tensor("per_layer_model_projection.weight", text.num_layers * width, text.hidden_size)
-        matrix = Stored(stored, first=first * width, last=last * width)
+        outputs, name = text.num_layers * width, "per_layer_model_projection"
+        matrix = self.weights.matrix(name, outputs, text.hidden_size, first=first * width, last=last * width)
         weight = self.weights.vector("per_layer_projection_norm.weight", width) * np.float32(2**-0.5)
         norm = graph.const(weight, "per_layer_projection_norm")
         context = graph.reshape(graph.linear(embeds, matrix), 0, 0, count, width)
@@ -217,8 +217,7 @@ class _Decoder(TextLayers):
         k_norm = weights.vector("self_attn.k_norm.weight", dim)
         if not (text.k_eq_v and text.is_full(layer)):
             parts.append(weights.matrix("self_attn.v_proj", width, text.hidden_size))
-        whole = graph.linear(x, Stacked(parts) if len(parts) > 1 else parts[0])
-        split = graph.split(whole, [part.shape[0] for part in parts]) if len(parts) > 1 else [whole]
+        split = graph.linears(x, parts)
         key, value = split[len(before)], split[-1]
         value = self.head_norm(value, np.ones(dim, np.float32), f"ones_{dim}", kv_heads)
         k_weight = k_norm if order is None else k_norm[order]

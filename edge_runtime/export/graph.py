@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from edge_runtime.bundle import names
 from edge_runtime.export.calibrated import BITS, Moments
 from edge_runtime.export.data import DataFile, Extent, Places, WeightError
-from edge_runtime.export.matrix import Matrix
+from edge_runtime.export.matrix import Matrix, Stacked
 from edge_runtime.export.parallel import Pace
 from edge_runtime.export.quant import Format
 
@@ -72,6 +72,7 @@ class Graph:
         self._rounded: dict[str, tuple[str, str]] = {}
         self._vectors: dict[str, NDArray[np.float32]] = {}
         self._importance: dict[str, NDArray[np.float32]] = {}
+        self._on_grid: dict[tuple[str, float], str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -211,11 +212,37 @@ class Graph:
             "Clip", [x, "" if math.isinf(low) else self.scalar(low), "" if math.isinf(high) else self.scalar(high)]
         )
 
-    def linear(self, x: str, matrix: Matrix, form: Format | None = None) -> str:
+    def linear(self, x: str, matrix: Matrix, form: Format | None = None, bias: str = "") -> str:
         """Multiplies x [..., K] by the transpose of `matrix` [N, K], stored as the plan (or `form`) says.
 
         K that is no multiple of 32 is multiplied in float32.
         """
+        product = self._product(self.on_grid(x, matrix.rounding.input), matrix, form)
+        return self.on_grid(self.add(product, bias) if bias else product, matrix.rounding.output)
+
+    def linears(self, x: str, matrices: Sequence[Matrix]) -> list[str]:
+        """The same with several; those that take x alike are one multiplication."""
+        products: dict[int, str] = {}
+        for step in dict.fromkeys(matrix.rounding.input for matrix in matrices):
+            alike = [index for index, matrix in enumerate(matrices) if matrix.rounding.input == step]
+            parts = [matrices[index] for index in alike]
+            whole = self._product(self.on_grid(x, step), Stacked(parts) if len(parts) > 1 else parts[0])
+            products |= zip(alike, self.split(whole, [part.shape[0] for part in parts]), strict=True)
+        return [self.on_grid(products[index], matrix.rounding.output) for index, matrix in enumerate(matrices)]
+
+    def on_grid(self, x: str, step: float) -> str:
+        """The nearest of the multiples of `step` from -128 to 127; x itself if step is 0."""
+        if not step:
+            return x
+        if (x, step) not in self._on_grid:
+            scale, zero = self.scalar(step), self.const(np.array(128, np.uint8))
+            levels = self.op("QuantizeLinear", [x, scale, zero])
+            self._on_grid[x, step] = value = self.op("DequantizeLinear", [levels, scale, zero])
+            if x in self._importance:
+                self._importance[value] = self._importance[x]
+        return self._on_grid[x, step]
+
+    def _product(self, x: str, matrix: Matrix, form: Format | None = None) -> str:
         count, width = matrix.shape
         form = (form or self.plan(matrix)).fitting(width)
         if form.bits == 32:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edge_runtime.export.qat import GridTensor
+from edge_runtime.export.grids import GridTensor
 from edge_runtime.export.quant import Grid
 
 if TYPE_CHECKING:
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
     from edge_runtime.export.quant import Format
     from edge_runtime.export.safetensors import Tensor
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a matrix was trained to take and to give: multiples of these, from -128 to 127; 0: any numbers."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+
+def on_grid(values: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    """The nearest multiples of `step` from -128 to 127; the values themselves if it is 0."""
+    return np.clip(np.rint(values / np.float32(step)), -128, 127) * np.float32(step) if step else values
 
 
 class Matrix(Protocol):
@@ -34,6 +47,10 @@ class Matrix(Protocol):
     def native(self) -> Format | None:
         """The format that it already lies on, so that storing it so loses nothing; None if there is none."""
 
+    @property
+    def rounding(self) -> Rounding:
+        """Of what is multiplied with it, and of the product."""
+
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start..stop: float32 [stop - start, K]."""
 
@@ -50,6 +67,7 @@ class Stored:
     column_order: NDArray[np.int64] | None = None
     first: int = 0
     last: int | None = None
+    rounding: Rounding = Rounding()
 
     @property
     def name(self) -> str:
@@ -95,9 +113,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Matrices of the same K, one below the other: one multiplication instead of several."""
+    """Matrices of the same K, one below the other: one multiplication instead of several.
+
+    What rounds their inputs and outputs is left to each.
+    """
 
     parts: Sequence[Matrix]
+    rounding: Rounding = Rounding()
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from edge_runtime.export.graph import Graph
 from edge_runtime.export.memory import Budget, budget, bundle_bytes, peak_memory
 from edge_runtime.export.qat import adopt_grids
 from edge_runtime.export.quant import FP32
-from edge_runtime.export.recipes import HEADS, RECIPES, Recipe, mixed, uniform
+from edge_runtime.export.recipes import HEADS, KEPT, RECIPES, Recipe, mixed, uniform
 from edge_runtime.export.safetensors import Checkpoint
 from edge_runtime.export.source import check_disk
 from edge_runtime.export.tables import shared_spec, write_embedding, write_per_layer_embedding
@@ -149,7 +149,7 @@ def export_checkpoint(
         tensors = stack.enter_context(Checkpoint(checkpoint))
         draft_tensors = None if drafter is None else stack.enter_context(Checkpoint(Path(drafter)))
         origin = dict(source or {"checkpoint": checkpoint.resolve().name})
-        adopt_grids(tensors, config, origin["checkpoint"])
+        keep = adopt_grids(tensors, config, origin["checkpoint"])
         if draft_tensors:
             adopt_grids(draft_tensors, draft_config, origin.get("drafter", str(drafter)))
         check_disk([(bundle, bundle_bytes(bits, tensors, draft_tensors), "the bundle")])
@@ -157,7 +157,7 @@ def export_checkpoint(
             temporary = stack.enter_context(temporary_folder(bundle))
             known = Moments.open(moments) if moments else None
             job = _Export(
-                temporary, geometry, recipe, bits, tensors, draft_tensors, origin, progress, planned.pace, known
+                temporary, geometry, recipe, bits, tensors, draft_tensors, origin, progress, planned.pace, known, keep
             )
             sizes = job.run(checkpoint)
             put(temporary, bundle)
@@ -209,6 +209,7 @@ class _Export:
     progress: Progress | None
     pace: Pace
     moments: Moments | None = None
+    keep: bool = False
     errors: list[WeightError] = field(default_factory=list)
     measured: dict[str, Measured] = field(default_factory=dict)
     formats: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -277,7 +278,9 @@ class _Export:
     def _decoder(self, bits: Recipe) -> None:
         weights, text = Weights.of_decoder(self.tensors), self.geometry.text
         plan = uniform(bits.decoder, bits.head)
-        if bits.mixed:
+        if self.keep and bits.decoder != FP32:
+            plan = uniform(KEPT, keep=True)
+        elif bits.mixed:
             plan = mixed(bits, lambda graph: build_decoder(graph, weights, text))
         with self._graph(names.DECODER, plan, self.moments) as graph:
             build_decoder(graph, weights, text)
@@ -285,12 +288,12 @@ class _Export:
 
     def _vision(self, bits: Recipe, vision: VisionGeometry) -> None:
         tower, embedder = (Weights.of_part(self.tensors, name) for name in ("vision_tower", "embed_vision"))
-        with self._graph(names.VISION, uniform(bits.towers)) as graph:
+        with self._graph(names.VISION, uniform(bits.towers, keep=self.keep)) as graph:
             build_vision(graph, tower, embedder, vision, self.geometry.text.hidden_size)
 
     def _audio(self, bits: Recipe, audio: AudioGeometry) -> None:
         tower, embedder = (Weights.of_part(self.tensors, name) for name in ("audio_tower", "embed_audio"))
-        with self._graph(names.AUDIO, uniform(bits.towers)) as graph:
+        with self._graph(names.AUDIO, uniform(bits.towers, keep=self.keep)) as graph:
             build_audio(graph, tower, embedder, audio, self.geometry.text.hidden_size)
 
     def _drafter(self, bits: Recipe, tensors: Checkpoint, assistant: AssistantGeometry) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints whose matrices already lie on a grid: they are taken over level by level instead of being rounded again.
 
-Two kinds are known.
+Three kinds are known, one of them in `mobile_qat`.
 
 * compressed-tensors, format "pack-quantized" (w4a16): `X.weight_packed` int32 [N, K*bits/32], the first weight in the
   lowest bits, each 2^(bits-1) more than its level; `X.weight_scale` [N, K/group]; `X.weight_shape`. Symmetric.
@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.export.grids import GridTensor, Packed, block_of, scales_for
+from edge_runtime.export.mobile_qat import METHOD, adopt_mobile
 from edge_runtime.export.quant import BLOCK, SLAB, Format, Grid, extremes
 from edge_runtime.export.safetensors import Tensor
 
@@ -43,18 +45,6 @@ _FLOAT32_ROOM = 4  # last places that a product in float32 may be off
 
 # Levels that a block's extreme may have, likeliest first: -8 by Q4_0's rule, 7 where scales are max/7 or max/7.5.
 _TOPS = (-8, 7, -7, 6, -6, 5, -5, 4, -4, 3, -3, 2, -2, 1)
-
-
-@dataclass(frozen=True)
-class GridTensor(Tensor):
-    """A stored tensor [N, K] that lies on a grid."""
-
-    native: Format
-    """What holds it exactly."""
-
-    def grid(self, rows: NDArray[np.int64]) -> Grid:
-        """The given rows (at least one), in their order."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -100,34 +90,6 @@ class Trained(Q40):
         return q4_0(blocks)
 
 
-@dataclass(frozen=True)
-class Packed(GridTensor):
-    """compressed-tensors' packed integers with their scales."""
-
-    words: Tensor
-    scales: Tensor
-
-    def grid(self, rows: NDArray[np.int64]) -> Grid:
-        """See GridTensor."""
-        low, high = int(rows.min()), int(rows.max()) + 1
-        bits = self.native.bits
-        words = self.words.stored(low, high)[rows - low].view(np.uint32)
-        places = np.arange(0, 32, bits, dtype=np.uint32)
-        unsigned = (words[:, :, None] >> places & np.uint32((1 << bits) - 1)).reshape(len(rows), -1)
-        levels = unsigned[:, : self.shape[1]].astype(np.int16) - (1 << (bits - 1))
-        steps = self.scales.take(rows)
-        repeats = self.shape[1] // self.native.block // steps.shape[1]
-        return Grid(levels.astype(np.int8), np.repeat(steps, repeats, axis=1))
-
-    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """See Tensor."""
-        return self.take(np.arange(*slice(start, stop).indices(self.shape[0])))
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See Tensor."""
-        return self.grid(rows).values()
-
-
 def regrid(blocks: NDArray[np.float32], dtype: str) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.bool_]]:
     """Finds levels q in -8..7 and a scale d for each block so that every value is d * q as `dtype` rounds it.
 
@@ -168,7 +130,7 @@ def q4_0(blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.floa
     return levels.astype(np.int8), scale.astype(np.float16).astype(np.float32)
 
 
-def adopt_grids(checkpoint: Checkpoint, config: Mapping[str, Any], names: str) -> None:
+def adopt_grids(checkpoint: Checkpoint, config: Mapping[str, Any], names: str) -> bool:
     """Puts grid tensors in the place of those of the checkpoint's tensors that lie on a grid.
 
     Args:
@@ -176,13 +138,17 @@ def adopt_grids(checkpoint: Checkpoint, config: Mapping[str, Any], names: str) -
         config: Its config.json.
         names: What it is called: folder, hub id.
 
+    Returns:
+        Whether each matrix was given the bits that it bears, so that no recipe should choose others.
+
     Raises:
         EdgeRuntimeError: it is quantized in a way that cannot be read.
     """
     quantized = config.get("quantization_config")
     if quantized is not None:
-        _adopt_packed(checkpoint, quantized)
-        return
+        mobile = bool(quantized.get("quant_method") == METHOD)
+        (adopt_mobile if mobile else _adopt_packed)(checkpoint, quantized)
+        return mobile
     trained = _TRAINED.search(names) is not None
     for name in list(checkpoint.names()):
         tensor = checkpoint.get(name)
@@ -191,14 +157,15 @@ def adopt_grids(checkpoint: Checkpoint, config: Mapping[str, Any], names: str) -
             kind, form = native
             given = {field.name: getattr(tensor, field.name) for field in fields(Tensor)}
             checkpoint.replace(kind(**given, native=form))
+    return False
 
 
 def _adopt_packed(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     kind, form = config.get("quant_method"), config.get("format")
     if (kind, form) != ("compressed-tensors", "pack-quantized"):
         raise EdgeRuntimeError(
-            f"{checkpoint.folder}: weights stored as {form or kind} cannot be exported; unquantized ones and those of "
-            "compressed-tensors' pack-quantized can"
+            f"{checkpoint.folder}: weights stored as {form or kind} cannot be exported; unquantized ones, those of "
+            'compressed-tensors\' pack-quantized and of the method "gemma" can'
         )
     suffix = "_packed"
     for name in [name for name in checkpoint.names() if name.endswith(suffix)]:
@@ -215,16 +182,13 @@ def _packed(name: str, packed: Tensor, scales: Tensor, shape: tuple[int, int]) -
     """Works out bits and group from the shapes, as groups of layers may differ in them."""
     rows, width = shape
     bits = next((bits for bits in (2, 4, 8) if packed.shape == (rows, -(-width * bits // 32))), 0)
-    groups = scales.shape[1] if len(scales.shape) == 2 and scales.shape[0] == rows else 0
-    group = width // groups if groups and width % groups == 0 else 0
-    # One scale for more than 128 weights is repeated: MatMulNBits is quick up to there.
-    block = next((block for block in (128, 64, 32) if group and group % block == 0), 0)
+    block = block_of(width, scales, rows)
     if not bits or not block:
         raise EdgeRuntimeError(
             f"{packed.file.name}: {name} [{rows}, {width}] is packed as {list(packed.shape)} with scales "
             f"{list(scales.shape)}; 2, 4 or 8 bits and groups of 32, 64 or 128 can be read"
         )
-    form = Format(bits, block, _scales_for(scales.read(), 0))
+    form = Format(bits, block, scales_for(scales.read(), 0))
     return Packed(name, scales.dtype, shape, packed.file, packed.offset, form, packed, scales)
 
 
@@ -243,14 +207,7 @@ def _native(tensor: Tensor, *, trained: bool) -> tuple[type[GridTensor], Format]
         _, steps, found = regrid(blocks, tensor.dtype)
     if found.mean() < _ON_GRID or not blocks.any():
         return (Trained, Format(4, BLOCK, "f16")) if trained else None
-    return Products, Format(4, BLOCK, _scales_for(steps[found], _ROOM.get(tensor.dtype, 0)))
-
-
-def _scales_for(steps: NDArray[np.float32], room: float) -> Literal["f16", "f32"]:
-    """How scales are kept: as float16 if that moves none by more than `room` times itself."""
-    with np.errstate(over="ignore"):
-        moved = np.abs(steps.astype(np.float16).astype(np.float32) - steps)
-    return "f16" if (moved <= room * np.abs(steps)).all() else "f32"
+    return Products, Format(4, BLOCK, scales_for(steps[found], _ROOM.get(tensor.dtype, 0)))
 
 
 def _middle(blocks: NDArray[np.float32], levels: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:

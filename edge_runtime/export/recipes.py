@@ -64,13 +64,27 @@ RECIPES = {
 }
 
 
+KEPT = Format(8, 64, "i8")
+"""Of a decoder's matrices that have no bits of their own where the others have."""
+
 HEADS = {4: Format(4, 32, "i8"), 8: Format(8, 64, "i8")}
 """Formats that the head may be given, by bits."""
 
 
-def uniform(form: Format, head: Format | None = None) -> Plan:
-    """All matrices in one format, but for those that have their own, and for the head if it is given another."""
-    return lambda matrix: chosen(head if head and matrix.name.endswith(HEAD) else form, matrix)
+def uniform(form: Format, head: Format | None = None, *, keep: bool = False) -> Plan:
+    """All matrices in one format, but for those that have their own, and for the head if it is given another.
+
+    Args:
+        form: The format.
+        head: The head's.
+        keep: Matrices that have their own keep it, whatever its bits, unless the format is float32.
+    """
+
+    def plan(matrix: Matrix) -> Format:
+        wanted = head if head and matrix.name.endswith(HEAD) else form
+        return matrix.native if keep and matrix.native and wanted != FP32 else chosen(wanted, matrix)
+
+    return plan
 
 
 def mixed(recipe: Recipe, build: Callable[[Graph], None]) -> Plan:

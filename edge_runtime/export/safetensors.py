@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -32,6 +32,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
 }
 _HEADER_LIMIT = 100_000_000
 _LARGE = 1 << 20  # bytes of a piece that is not kept in the page cache
@@ -86,6 +88,10 @@ class Tensor:
             bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
             return float(np.uint32(bits).view(np.float32))
         return float(np.float32(value))
+
+    def called(self, name: str) -> Tensor:
+        """The same under another name."""
+        return replace(self, name=name)
 
     def _stored(self) -> np.dtype[Any]:
         dtype = _DTYPES.get(self.dtype)
@@ -160,6 +166,10 @@ class Checkpoint:
         for part in parts:
             del self._tensors[part]
         self._tensors[tensor.name] = tensor
+
+    def drop(self, name: str) -> None:
+        """Forgets a tensor."""
+        del self._tensors[name]
 
     def _add(self, path: Path) -> None:
         try:

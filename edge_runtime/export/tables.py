@@ -11,11 +11,14 @@ from edge_runtime.bundle import names
 from edge_runtime.bundle.rows import decode, encode
 from edge_runtime.bundle.shared_table import SharedSpec
 from edge_runtime.bundle.tables import TableSpec, write_table
+from edge_runtime.export.grids import GridTensor
 from edge_runtime.export.parallel import map_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from edge_runtime.bundle.checksums import Measured
     from edge_runtime.export.graph import Graph
@@ -77,8 +80,20 @@ def _write(
 ) -> tuple[TableSpec, Measured]:
     """`unit`: columns that blocks must divide."""
     spec = choose_spec(tensor, bits, unit, multiplier)
-    rows = map_rows((spec.rows, spec.dim), lambda start, stop: encode(tensor.read(start, stop), spec), pace, tick)
+    rows = map_rows((spec.rows, spec.dim), lambda start, stop: _encoded(tensor, spec, start, stop), pace, tick)
     return spec, write_table(path, spec, (encoded for _, encoded in rows))
+
+
+def _encoded(tensor: Tensor, spec: TableSpec, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows as they are stored; on the grid that the tensor lies on, if the table has as many levels."""
+    if not (isinstance(tensor, GridTensor) and _holds(tensor, spec.bits)):
+        return encode(tensor.read(start, stop), spec)
+    grid = tensor.grid(np.arange(start, stop))
+    return encode(grid.values(), spec, np.repeat(grid.steps, tensor.native.block // spec.block, axis=1))
+
+
+def _holds(tensor: GridTensor, bits: int) -> bool:
+    return bits == 4 >= tensor.native.bits
 
 
 def choose_spec(tensor: Tensor, bits: int, unit: int, multiplier: float) -> TableSpec:
@@ -92,6 +107,9 @@ def choose_spec(tensor: Tensor, bits: int, unit: int, multiplier: float) -> Tabl
 
     if bits == 32 or unit % 2:
         return TableSpec.make(rows=rows, dim=dim, bits=32, multiplier=multiplier)
+    if isinstance(tensor, GridTensor) and _holds(tensor, bits):
+        block = math.gcd(unit, tensor.native.block)
+        return TableSpec.make(rows=rows, dim=dim, bits=bits, block=block, multiplier=multiplier)
     fine, coarse = (
         TableSpec.make(rows=rows, dim=dim, bits=bits, block=math.gcd(unit, block), multiplier=multiplier)
         for block in (_FINE, _COARSE)

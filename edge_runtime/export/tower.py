@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.export.matrix import Stored
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -33,10 +31,7 @@ def clipped_linear(
     inf = math.inf
     if clipped:
         x = graph.clip(x, weights.scalar("input_min", -inf), weights.scalar("input_max", inf))
-    matrix = weights.matrix("linear", outputs, inputs)
-    if row_order is not None:
-        matrix = Stored(matrix.tensor, row_order)
-    y = graph.linear(x, matrix)
+    y = graph.linear(x, weights.matrix("linear", outputs, inputs, row_order=row_order))
     if clipped:
         y = graph.clip(y, weights.scalar("output_min", -inf), weights.scalar("output_max", inf))
     return y

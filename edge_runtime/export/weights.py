@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import EdgeRuntimeError
-from edge_runtime.export.matrix import Stored
+from edge_runtime.export.matrix import Rounding, Stored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,10 @@ class Weights:
         *,
         row_order: NDArray[np.int64] | None = None,
         column_order: NDArray[np.int64] | None = None,
+        first: int = 0,
+        last: int | None = None,
     ) -> Stored:
-        """The weight `name`.weight [outputs, inputs]."""
-        return Stored(self.tensor(f"{name}.weight", outputs, inputs), row_order, column_order)
+        """Rows first..last of the weight `name`.weight [outputs, inputs], and what rounds its input and output."""
+        rounding = Rounding(*(self.scalar(f"{name}.{side}_activation_scale", 0.0) for side in ("input", "output")))
+        tensor = self.tensor(f"{name}.weight", outputs, inputs)
+        return Stored(tensor, row_order, column_order, first, last, rounding)

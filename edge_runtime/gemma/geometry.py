@@ -102,7 +102,9 @@ class Geometry:
                 f"config.json: model_type is {model_type!r}; known are 'gemma4' and 'gemma4_text' "
                 "(others, such as the 12B, run as GGUF: `edge-runtime models` lists some)"
             )
-        if config.get("tie_word_embeddings", True) is False:
+        # A quantized one is stored twice; that both are the same is checked where weights are read.
+        quantized = config.get("quantization_config") is not None
+        if config.get("tie_word_embeddings", True) is False and not quantized:
             raise unsupported("an output head of its own (tie_word_embeddings false)")
         vision, audio = outer.get("vision_config"), outer.get("audio_config")
         sees, hears = vision is not None, audio is not None

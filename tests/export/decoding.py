@@ -10,6 +10,7 @@ import onnxruntime as ort
 from edge_runtime.bundle import names
 from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.bundle.tables import Table
+from edge_runtime.engine.onnx.session import session_options
 from edge_runtime.gemma.rope import rope_tables
 
 if TYPE_CHECKING:
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def session(path: Path) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path), session_options(1), providers=["CPUExecutionProvider"])
 
 
 class Runner:

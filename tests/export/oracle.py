@@ -127,6 +127,65 @@ def whole_model(
     return model
 
 
+MOBILE_BITS = {
+    r"^lm_head$": 2,
+    r"language_model\.embed_tokens$": 2,
+    r"language_model\.embed_tokens_per_layer$": 4,
+    r"layers\.[0-5]\.mlp\.": 4,
+    r"layers\.\d+\.mlp\.": 2,
+    r"per_layer_": 8,
+    r"(vision|audio)_tower": 8,
+}
+"""As in the vendor's mobile checkpoint of E2B, whose later layers have wide MLPs of two bits."""
+
+
+def mobile_model(
+    folder: Path, vision: dict[str, Any], audio: dict[str, Any], seed: int = 0, *, step: float = 0.05, **changes: Any
+) -> Any:
+    """Of 2, 4 and 8 bits with activations rounded to multiples of about `step`, as checkpoints for phones have it."""
+    from transformers import GemmaQuantizationConfig
+    from transformers.integrations.gemma_quant import QuantizedEmbedding, QuantizedLinear, replace_with_quant_layers
+
+    quantized = GemmaQuantizationConfig(
+        num_bits=4,
+        quantize_embeddings=True,
+        module_quant_configs={pattern: {"num_bits": bits} for pattern, bits in MOBILE_BITS.items()},
+        modules_to_not_convert=["per_layer_model_projection", "embed_vision", "embed_audio", "patch_embedder"],
+    )
+    config = Gemma4Config(
+        text_config=text_config(**changes, tie_word_embeddings=False),
+        vision_config=Gemma4VisionConfig(**vision).to_dict(),
+        audio_config=Gemma4AudioConfig(**audio).to_dict(),
+        image_token_id=IMAGE,
+        audio_token_id=121,
+        tie_word_embeddings=False,
+        **EAGER,
+    )
+    model = Gemma4ForConditionalGeneration(config).eval()
+    randomize(model, seed)
+    replace_with_quant_layers(model, quantized, quantized.modules_to_not_convert)
+    for module in model.modules():
+        if not isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
+            continue
+        table = isinstance(module, QuantizedEmbedding)
+        codes, scale = (module.embedding_quantized, "embedding_scale") if table else (module.weight, "weight_scale")
+        codes.random_(-127, 128) if module.num_bits == 8 else codes.random_(0, 256)
+        width = module.embedding_dim if table else module.in_features
+        groups = len(config.text_config.layer_types) if table and width > config.text_config.hidden_size else 1
+        size = 0.5 if table else 1.5 / width**0.5
+        steps = size * (0.5 + torch.rand(codes.shape[0], groups)) / 2 ** (module.num_bits - 1)
+        setattr(module, scale, torch.nn.Parameter(steps, requires_grad=False))
+        if not table:
+            module.input_activation_scale.fill_(step * (0.5 + float(torch.rand(()))))
+            module.output_activation_scale.fill_(step * (0.5 + float(torch.rand(()))))
+    embedding = model.model.language_model.embed_tokens
+    model.lm_head.weight.copy_(embedding.embedding_quantized)
+    model.lm_head.weight_scale.copy_(embedding.embedding_scale)
+    model.config.quantization_config = quantized
+    model.save_pretrained(folder)
+    return model
+
+
 def drafter_model(
     folder: Path, seed: int = 0, *, ordered: bool, centroids: int = 16, top_k: int = 4, **changes: Any
 ) -> Any:

@@ -9,6 +9,7 @@ from edge_runtime.bundle import names
 from edge_runtime.bundle.manifest import read_manifest, verify
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export import export_checkpoint
+from edge_runtime.export.matrix import Rounding
 from edge_runtime.export.mixed import CHOICES, deal, role_weight
 from edge_runtime.export.quant import Format, Grid
 from edge_runtime.export.recipes import RECIPES
@@ -28,6 +29,7 @@ class Noise:
         rng = np.random.default_rng(len(name))
         self.name, self.shape, self.native = name, (rows, 256), native
         self.values = rng.standard_normal(self.shape).astype(np.float32)
+        self.rounding = Rounding()
         self.values *= np.exp(spread * rng.standard_normal(self.shape)).astype(np.float32)
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:

@@ -13,9 +13,10 @@ from edge_runtime.bundle.shared_table import SharedTable
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.export import export_checkpoint
 from edge_runtime.export.data import DataFile
+from edge_runtime.export.grids import Packed
 from edge_runtime.export.matrix import Stacked, Stored
 from edge_runtime.export.parallel import Pace
-from edge_runtime.export.qat import Packed, Products, Trained, adopt_grids, q4_0, regrid
+from edge_runtime.export.qat import Products, Trained, adopt_grids, q4_0, regrid
 from edge_runtime.export.quant import Format, Grid, dequantize, quantize, settle
 from edge_runtime.export.safetensors import Checkpoint
 from tests.export.stored import rounded_matrices

@@ -7,6 +7,7 @@ import onnxruntime as ort
 import pytest
 
 from edge_runtime.export.graph import FLOAT, Graph
+from edge_runtime.export.matrix import Rounding
 from edge_runtime.export.parallel import Pace
 from edge_runtime.export.quant import BLOCK, FP32, Format, Grid, dequantize, extremes, quantize
 from tests.export.stored import rounded_matrices
@@ -22,6 +23,7 @@ class InMemory:
 
     name = "m"
     native = None
+    rounding = Rounding()
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = values

@@ -42,13 +42,13 @@ def to_bf16(array: Any) -> Any:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], dtype: str = "F32") -> None:
-    """Writes float arrays as `dtype` (F32, F16 or BF16), int32 as I32 and other integers as I64."""
+    """Writes float arrays as `dtype` (F32, F16 or BF16), bytes and int32 as they are and other integers as I64."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     blobs, offset = [], 0
     for name, array in tensors.items():
         if np.issubdtype(array.dtype, np.integer):
             # uint16 holds bfloat16 that is rounded already.
-            kind = {"uint16": "BF16", "int32": "I32"}.get(array.dtype.name, "I64")
+            kind = {"uint16": "BF16", "int32": "I32", "uint8": "U8", "int8": "I8"}.get(array.dtype.name, "I64")
             data = array.astype(np.int64) if kind == "I64" else array
         else:
             kind = dtype
