@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime.bundle import names
 from edge_runtime.bundle.manifest import read_manifest
@@ -28,9 +29,9 @@ from edge_runtime.engine.onnx.packing import packed_size
 from edge_runtime.engine.onnx.prefill_graph import prefill_bytes
 from edge_runtime.engine.protocol import Request
 from edge_runtime.export import export_checkpoint
-from edge_runtime.export.quant import Format, dequantize, quantize
+from edge_runtime.export.quant import Format, Grid, Rounded, dequantize, quantize, settle
 from tests.engine import runs
-from tests.engine.prompts import cases
+from tests.engine.test_golden import GOLDEN, _with_media
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,13 +87,10 @@ def test_a_matrix_is_rounded_anew(bits: int, block: int, top: int):
     assert lost == pytest.approx((error**2).sum() / (weights**2).sum(), rel=1e-3)
 
 
-def product(
-    tmp_path: Path, weights: NDArray[np.float32], x: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], list[str]]:
-    """What the products of a graph with one matrix give, and the matrices that they take."""
-    rounded = quantize(weights, Format(4, 32))
-    rows, width = weights.shape
-    data = tmp_path / "given.data"
+def one_matrix(folder: Path, rounded: Rounded, shape: tuple[int, int], step: Any = None) -> Any:
+    """A graph that multiplies with it, y = x W^T, its weights in `folder`; activations rounded to steps, if given."""
+    rows, width = shape
+    data = folder / "given.data"
     data.write_bytes(rounded.packed.tobytes() + rounded.steps().tobytes())
     tensors, offset = [], 0
     for name, values in (("w", rounded.packed), ("s", rounded.steps())):
@@ -102,14 +100,31 @@ def product(
             tensor.external_data.add(key=key, value=str(value))
         tensors.append(tensor)
         offset += values.nbytes
-    sizes = {"N": rows, "K": width, "bits": 4, "block_size": 32, "accuracy_level": 4}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **sizes)
+    sizes: dict[str, Any] = {"N": rows, "K": width, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    nodes, taken = [], "x"
+    if step is not None:
+        tensors += [
+            numpy_helper.from_array(np.array(value), name) for name, value in (("e", step), ("z", np.uint8(128)))
+        ]
+        nodes.append(helper.make_node("QuantizeLinear", ["x", "e", "z"], ["levels"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["levels", "e", "z"], ["on_grid"]))
+        taken = "on_grid"
+    nodes.append(helper.make_node("MatMulNBits", [taken, "w", "s"], ["y"], domain="com.microsoft", **sizes))
     shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
-    graph = helper.make_graph([node], "one", shapes[:1], shapes[1:], tensors)
+    graph = helper.make_graph(nodes, "one", shapes[:1], shapes[1:], tensors)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def product(
+    tmp_path: Path, weights: NDArray[np.float32], x: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], list[str]]:
+    """What the products of a graph with one matrix give, and the matrices that they take."""
+    rounded = quantize(weights, Format(4, 32))
+    model = one_matrix(tmp_path, rounded, weights.shape)
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "one.onnx"
-    write_channels(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path, path)
+    write_channels(model, tmp_path, path)
     made = [node.input[1] for node in read_graph(path).graph.node if node.op_type == "MatMulIntegerToFloat"]
     found = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     expected = x @ dequantize(rounded).T
@@ -198,15 +213,53 @@ def test_pages_go_when_a_prompt_is_read(bundle: Path, tmp_path: Path):
 
 
 def test_the_same_answers(bundle: Path, tmp_path: Path):
-    asked = [case for kind in ("text", "image", "audio", "tools") for case in cases(kind, 4)]
+    recorded = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))["cases"]
+    kinds = ("text", "image", "audio", "tools")
+    asked = [case for kind in kinds for case in [case for case in recorded if case["kind"] == kind][:4]]
     answers = []
     for cache in (None, tmp_path):
         engine = OnnxEngine(bundle, threads=1, cache=cache)
         assert (engine.memory.prefill > 0) == (cache is not None)
-        answers.append([runs.greedy(engine, engine.prepare(runs.request(case))) for case in asked])
+        requests = [Request([_with_media(turn) for turn in case["messages"]], tools=case["tools"]) for case in asked]
+        answers.append([runs.greedy(engine, engine.prepare(request)) for request in requests])
         engine.close()
     same = sum(one == other for one, other in zip(*answers, strict=True))
     assert same >= len(asked) - 1  # two ways to round
+
+
+def test_of_the_decoder_only_what_prompts_do_without_stays(bundle: Path, tmp_path: Path):
+    one = decoder(bundle, tmp_path)
+    (path,) = tmp_path.glob(f"packed/*/{names.DECODER}/{names.data_file(names.DECODER)}")
+    own = one._core.own_bytes
+    assert 0 < own < path.stat().st_size
+    ids = RNG.integers(300, 2000, 100)
+    one.step(ids, one.embed(ids))
+    everything = resident(path)
+    one.step(ids, one.embed(ids), 0)
+    assert everything - own // 1024 - 64 <= resident(path) < everything
+    other = one.another()  # whose turn may be next
+    one.step(ids[:1], one.embed(ids[:1]))
+    everything = resident(path)
+    one.step(ids, one.embed(ids), 0)
+    assert resident(path) == everything
+    other.close()
+
+
+def test_what_was_trained_with_one_scale_a_channel_is_multiplied_exactly(tmp_path: Path):
+    """Levels and steps, of weights and of activations, are taken as they are."""
+    levels = RNG.integers(-8, 8, (64, 96)).astype(np.int8)
+    steps = RNG.random((64, 1), np.float32) + np.float32(0.5)
+    rounded = settle(Grid(levels, np.repeat(steps, 3, axis=1)), Format(4, 32))
+    model = one_matrix(tmp_path, rounded, levels.shape, step=np.float32(0.25))
+    (tmp_path / "out").mkdir()
+    write_channels(model, tmp_path, tmp_path / "out" / "one.onnx")
+    kinds = [node.op_type for node in read_graph(tmp_path / "out" / "one.onnx").graph.node]
+    assert kinds == ["QuantizeLinear", "MatMulIntegerToFloat", "Mul"]
+    x = RNG.normal(0, 12, (40, 96)).astype(np.float32)
+    on_grid = np.clip(np.rint(x * 4), -128, 127) / 4
+    assert np.abs(on_grid).max() == 32
+    session = ort.InferenceSession(str(tmp_path / "out" / "one.onnx"), providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"x": x})[0], on_grid @ (levels * steps).T, rtol=1e-5, atol=1e-3)
 
 
 def test_damaged_it_is_made_anew(bundle: Path, tmp_path: Path):

@@ -89,7 +89,10 @@ class _Writer:
         self._add("Mul", [products[0], steps], output)
 
     def _round(self, value: str) -> tuple[str, str]:
-        """Activations in uint8, and the scale of each token."""
+        """Activations in uint8, and the scale of each token; or of all, where a model was trained with that."""
+        maker = self._makers.get(value)
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            return maker.input[0], maker.input[1]
         if value not in self._rounded:
             axis = self._constant("channels.axis", np.array([-1], np.int64))
             self._add("ReduceMax", [value, axis], f"{value}/largest")
@@ -140,6 +143,9 @@ class _Writer:
         file, length, offset = self._folder / place["location"], int(place["length"]), int(place["offset"])
         packed = np.fromfile(file, np.uint8, length, offset=offset).reshape(shape)
         matrix = Blocks(packed, self._steps(node.input[2]).reshape(shape[:2]), sizes["bits"])
+        if (matrix.steps == matrix.steps[:, :1]).all():  # it has one already
+            levels = np.asfortranarray(matrix.levels(slice(None)))
+            return [(levels if matrix.bits < 8 else _all_eight(levels), matrix.steps[:, 0].copy())]
         if saturates() and matrix.bits < 8:
             levels, scales, lost = round_channels(matrix.rows, matrix.shape, _SEVEN)
             if lost <= LOST:
@@ -149,11 +155,7 @@ class _Writer:
         if lost > MOST:
             rest = round_channels(lambda at: matrix.rows(at) - levels[at] * scales[at, None], matrix.shape, _SEVEN)
             more.append((rest[0], rest[1]))
-        whole: NDArray[Any] = levels
-        if saturates():
-            whole = levels.view(np.uint8)
-            whole ^= _MIDDLE
-        return [(whole, scales), *more]
+        return [(_all_eight(levels), scales), *more]
 
     def _steps(self, name: str) -> NDArray[np.float32]:
         """The scales of blocks, which the graph may work out of smaller numbers."""
@@ -193,15 +195,29 @@ class Blocks:
         rows, blocks, size = self.packed.shape
         return rows, blocks * size * 8 // self.bits
 
+    def levels(self, at: slice) -> NDArray[np.int8]:
+        """Some of its rows in steps of their blocks, `[n, K]`."""
+        packed, each = self.packed[at], 8 // self.bits
+        levels = np.empty((*packed.shape[:2], packed.shape[2] * each), np.uint8)
+        for place in range(each):
+            levels[..., place::each] = (packed >> (self.bits * place)) & ((1 << self.bits) - 1)
+        levels -= np.uint8(1 << (self.bits - 1))
+        return levels.view(np.int8).reshape(len(packed), -1)
+
     def rows(self, at: slice) -> NDArray[np.float32]:
         """Some of its rows, `[n, K]`."""
-        packed, each = self.packed[at], 8 // self.bits
-        weights = np.empty((*packed.shape[:2], packed.shape[2] * each), np.float32)
-        for place in range(each):
-            weights[..., place::each] = (packed >> (self.bits * place)) & ((1 << self.bits) - 1)
-        weights -= 1 << (self.bits - 1)
-        weights *= self.steps[at][..., None]
-        return weights.reshape(len(packed), -1)
+        levels = self.levels(at)
+        weights = levels.reshape(len(levels), self.steps.shape[1], -1) * self.steps[at][..., None]
+        return weights.reshape(len(levels), -1)
+
+
+def _all_eight(levels: NDArray[np.int8]) -> NDArray[Any]:
+    """Levels of eight bits in the form that this machine multiplies without overflow; their memory is used."""
+    if not saturates():
+        return levels
+    whole = levels.view(np.uint8)
+    whole ^= _MIDDLE
+    return whole
 
 
 def round_channels(
