@@ -6,6 +6,9 @@ xllamacpp, with its weights read into memory and its per-layer table left on the
 memory at full speed. Every run is a process of its own, the two take turns, and what counts is the median. The GGUF's
 head and embeddings have six bits, as publishers make them; ours have four, or eight with `--head-bits 8`.
 
+`--mobile` adds a third: the bundle of a checkpoint of the same shapes in the form of the vendor's mobile ones (see
+`benchmarks.mobile_checkpoint`), 2, 4 and 8 bits a channel.
+
 Run it on a quiet machine: `--most-busy` refuses to begin a run while others take more of the processors.
 """
 
@@ -23,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import synthetic
+from benchmarks import mobile_checkpoint, synthetic
 from benchmarks.peers_plot import draw
 from edge_runtime.cli.bench import WORDS
 from edge_runtime.engine.loading import load
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
 
     from edge_runtime.engine.model import Model
 
-OURS, THEIRS = "edge-runtime int4", "llama.cpp Q4_0"
+OURS, THEIRS, MOBILE = "edge-runtime int4", "llama.cpp Q4_0", "edge-runtime, mobile checkpoint"
+FULL_SPEED = ("OMP_WAIT_POLICY", "active")
+"""llama.cpp's own default; beside a daemon its threads sleep while they wait, which costs a third of its speed."""
 PROMPTS = (128, 512, 1024, 4096)
 NEW_TOKENS = 32
 
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("result", type=Path, help="JSON to write; the plot lies beside it as SVG")
     parser.add_argument("--size", default="e2b", choices=["e2b", "e4b"])
     parser.add_argument("--head-bits", type=int, default=4, choices=[4, 8], help="of our head and embeddings")
+    parser.add_argument("--mobile", action="store_true", help="measure a mobile checkpoint's bundle, too")
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, metavar="N", help="tokens to read")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each, in turn (default 3)")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
@@ -61,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     ours = args.work / (f"{args.size}-int4" + ("-head8" if args.head_bits == 8 else ""))
     models = {OURS: ours, THEIRS: args.work / f"{args.size}-q4_0.gguf"}
+    if args.mobile:
+        models[MOBILE] = args.work / f"{args.size}-mobile"
     make(args.work, args.size, models, args.tokenizer, args.head_bits)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     worker = [
@@ -73,11 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         str(args.threads),
     ]
     worker += ["--prompts", *map(str, args.prompts)]
+    os.environ.setdefault(*FULL_SPEED)
     # The first run of each warms the disk's cache and makes our packed weights: it is not counted.
     for run in range(args.runs + 1):
         for name, path in models.items():
             wait_for_quiet(args.most_busy)
-            done = subprocess.run([*worker, "--worker", str(path)], check=True, capture_output=True, text=True)
+            command = [*worker, "--worker", str(path)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"run {run}, {name}: {json.dumps(rows[name][-1])}", file=sys.stderr, flush=True)
     result = {"size": args.size, "threads": args.threads, "machine": machine(), "rows": rows}
@@ -90,10 +100,17 @@ def make(work: Path, size: str, models: dict[str, Path], tokenizer: str, head_bi
     """What is missing of the two models."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{size}-checkpoint"
-    if not models[OURS].exists():
-        if not checkpoint.exists():
-            synthetic.main([size, str(checkpoint), "--tokenizer", tokenizer])
+    mobile = models.get(MOBILE)
+    missing = [path for path in (models[OURS], mobile) if path is not None and not path.exists()]
+    if missing and not checkpoint.exists():
+        synthetic.main([size, str(checkpoint), "--tokenizer", tokenizer])
+    if models[OURS] in missing:
         export_checkpoint(checkpoint, models[OURS], recipe="int4", head_bits=head_bits)
+    if mobile is not None and mobile in missing:
+        rounded = work / f"{size}-mobile-checkpoint"
+        mobile_checkpoint.write(checkpoint, rounded)
+        export_checkpoint(rounded, mobile, recipe="mobile")
+        shutil.rmtree(rounded)
     if not models[THEIRS].exists():
         from benchmarks import gguf_synthetic  # noqa: PLC0415 - its package is in the extra `bench`
 
@@ -193,15 +210,19 @@ def median(rows: list[dict[str, Any]], *path: str) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures in Markdown."""
-    ours, theirs = result["rows"][OURS], result["rows"][THEIRS]
-    lines = [result["machine"], "", f"| | {OURS} | {THEIRS} | ratio |", "|---|---:|---:|---:|"]
+    """The figures in Markdown, each of ours with how many times llama.cpp's it is."""
+    rows = result["rows"]
+    kinds = [name for name in (OURS, MOBILE) if name in rows]
+    lines = [result["machine"], "", "| | " + " | ".join(f"{name} | ratio" for name in kinds) + f" | {THEIRS} |"]
+    lines.append("|---|" + "---:|" * (2 * len(kinds) + 1))
 
     def add(label: str, *path: str, digits: int = 1) -> None:
-        mine, other = median(ours, *path), median(theirs, *path)
-        lines.append(f"| {label} | {mine:.{digits}f} | {other:.{digits}f} | {mine / other:.2f} |")
+        other = median(rows[THEIRS], *path)
+        found = [median(rows[name], *path) for name in kinds]
+        cells = [cell for value in found for cell in (f"{value:.{digits}f}", f"{value / other:.2f}")]
+        lines.append(f"| {' | '.join([label, *cells, f'{other:.{digits}f}'])} |")
 
-    for count in ours[0]["prompts"]:
+    for count in rows[OURS][0]["prompts"]:
         add(f"prompt of {count} tokens, tokens/s", "prompts", count, "prefill")
         add(f"first token after {count}, s", "prompts", count, "first_token_s", digits=2)
         add(f"writing after {count}, tokens/s", "prompts", count, "decode", digits=2)

@@ -21,7 +21,7 @@ import venv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers import NEW_TOKENS, OURS, THEIRS, machine, median, wait_for_quiet
+from benchmarks.peers import FULL_SPEED, NEW_TOKENS, OURS, THEIRS, machine, median, wait_for_quiet
 from benchmarks.synthetic import write
 from benchmarks.synthetic_configs import config
 from benchmarks.synthetic_tokenizer import write_tokenizer
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", default="gemma3", metavar="gemma3|FOLDER", help="as for benchmarks.synthetic")
     parser.add_argument("--most-busy", type=float, default=0.1, metavar="SHARE", help="of all processors (default 0.1)")
     args = parser.parse_args(argv)
+    os.environ.setdefault(*FULL_SPEED)
     work = args.work.resolve()
     make(work, args.tokenizer, args.prompt)
     runners = commands(work, args.prompt, args.threads)

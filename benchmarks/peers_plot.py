@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 960, 420
 PANEL, TOP, LEFTS = (400, 270), 84, (64, 540)
-COLORS = ("#0b6e99", "#d9622b")
+COLORS = ("#0b6e99", "#d9622b", "#3a9d5d")
 TITLES = {"prefill": "Reading the prompt, tokens/s", "decode": "Writing after it, tokens/s"}
 
 _STYLE = """text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", Arial, sans-serif; fill: #333; }
@@ -24,7 +24,7 @@ def draw(result: dict[str, Any]) -> str:
         f'<style>{_STYLE}</style><rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#fff"/>',
     ]
     for number, (name, color) in enumerate(zip(result["rows"], COLORS, strict=False)):
-        at = LEFTS[0] + 220 * number
+        at = LEFTS[0] + 200 * number
         body.append(f'<rect x="{at}" y="24" width="12" height="12" fill="{color}"/>')
         body.append(f'<text class="label" x="{at + 18}" y="34">{escape(name)}</text>')
     for (figure, title), left in zip(TITLES.items(), LEFTS, strict=True):

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks.peers import OURS, THEIRS, measure, median, table
+from benchmarks.peers import MOBILE, OURS, THEIRS, measure, median, table
 from benchmarks.peers_plot import draw
 from edge_runtime import builtin
 
@@ -28,8 +28,14 @@ def test_what_counts_is_the_median_of_all_runs_but_the_first(result):
     assert median(result["rows"][OURS], "prompts", "512", "decode") == 5
     lines = table(result).splitlines()
     assert lines[0] == "a machine"
-    assert "| writing after 512, tokens/s | 5.00 | 2.50 | 2.00 |" in lines
-    assert "| anonymous, MB | 500 | 250 | 2.00 |" in lines
+    assert "| writing after 512, tokens/s | 5.00 | 2.00 | 2.50 |" in lines
+    assert "| anonymous, MB | 500 | 2.00 | 250 |" in lines
+
+
+def test_a_mobile_checkpoint_stands_beside_it(result):
+    result["rows"][MOBILE] = [run(99.0), run(10.0), run(10.0), run(10.0)]
+    assert "| writing after 512, tokens/s | 5.00 | 2.00 | 10.00 | 4.00 | 2.50 |" in table(result).splitlines()
+    assert MOBILE in draw(result)
 
 
 def test_the_picture_shows_each_length_of_each_peer(result):
