@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make(work: Path, size: str, models: dict[str, Path], tokenizer: str, head_bits: int) -> None:
-    """What is missing of the two models."""
+    """What is missing of the models."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{size}-checkpoint"
     mobile = models.get(MOBILE)

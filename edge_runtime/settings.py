@@ -44,8 +44,9 @@ class ModelSettings:
     threads: int | None = field(default=None, metadata=within(1, 1024))
     """Threads for one operator; left out, the engine's own choice."""
     spin_us: int | None = field(default=None, metadata=within(0, 1_000_000))
-    """Microseconds for which a thread waits for work before it sleeps, while an answer is computed; left out, 50. A box
-    that does nothing else answers a little faster with 200, one whose cores are busy with 0. Of a bundle only."""
+    """Microseconds for which a thread waits for work before it sleeps, while an answer is computed; left out, 50.
+    Longer was no faster where nothing else ran, and slower where something did; 0 is kindest to a box whose cores are
+    busy. Of a bundle only."""
     context: int | None = field(default=None, metadata=within(64, 262144))
     """Most tokens of prompt and answer together; left out, 4096 or what the model can do, if that is less."""
     memory_budget: str | None = None

@@ -43,8 +43,8 @@ def load(
             a GGUF file fp16, or int8 where memory is short.
         sessions: Requests that may run at a time, each with keys and values of its own; of a bundle only.
         providers: "cpu", or "cuda" to compute a bundle on an NVIDIA GPU where ONNX Runtime can.
-        spin_us: Microseconds for which a bundle's threads wait for work before they sleep: more is a little faster
-            where nothing else runs, and slower where something does; 0: they sleep at once. None: 50.
+        spin_us: Microseconds for which a bundle's threads wait for work before they sleep; 0: they sleep at once, which
+            is kindest to a box whose cores are busy. None: 50.
         gguf: What to run a GGUF file with, where that is not to be found out.
         progress: Called from another thread with the share of a GGUF file that is loaded, 0 to 1.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ")
 
-_EVERY = 0.3  # seconds
+_EVERY = 0.3  # seconds: more often makes loading no smaller, and each time all mappings are looked through
 
 
 class Pages:
